@@ -1,0 +1,205 @@
+"""The command line: psp-fast, or python -m psp_fast."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from psp_fast.configs import Config, config_parser, config_to_yaml, parse_config, recipe_file
+from psp_fast.errors import ConfigError, PspFastError
+
+if TYPE_CHECKING:
+    from psp_fast.engine.distributed import Ranks
+
+_USAGE = """psp-fast COMMAND [options]
+
+commands:
+  train       train a network; without arguments, on drawn scenes
+  evaluate    measure a trained network on a validation set
+  predict     label maps and overlays of images
+  check-data  read a data set and report what is wrong with it
+  info        versions, what was built, what each op runs here
+
+psp-fast COMMAND --help tells the options of a command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 done, 1 the user's input cannot be used, 2 wrong usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "check-data": _check_data,
+        "info": _info,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {_USAGE}")
+        return 0 if arguments else 2
+    if arguments[0] not in commands:
+        print(f"psp-fast: error: there is no command {arguments[0]!r}\nusage: {_USAGE}", file=sys.stderr)
+        return 2
+    try:
+        return commands[arguments[0]](arguments[1:])
+    except ConfigError as error:
+        print(f"psp-fast: error: {error}", file=sys.stderr)
+        return 2
+    except PspFastError as error:
+        print(f"psp-fast: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("psp-fast: interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(arguments: list[str]) -> int:
+    front = ArgumentParser(add_help=False, allow_abbrev=False)
+    front.add_argument("--resume")
+    positional, options = _leading(arguments)
+    known, options = front.parse_known_args(options)
+    recipe = _at_most_one(positional, "RECIPE") or "scenes"
+    base = recipe_file(recipe) if known.resume is None else _saved_config(Path(known.resume))
+    parser = config_parser(
+        "psp-fast train",
+        "psp-fast train [RECIPE] [--train.steps N] [--model.layers N] [--any.option VALUE ...]\n"
+        "       psp-fast train --resume RUN",
+        "Train a network. RECIPE is a YAML file or the name of one that comes with psp_fast (default: scenes). "
+        "Several GPUs or CPU processes: torchrun --nproc-per-node N -m psp_fast train ...",
+    )
+    config = parse_config(parser, ["--config", str(base), *options])
+
+    from psp_fast.engine import distributed, run
+    from psp_fast.engine.train import Trainer
+
+    ranks = distributed.start(config.device)
+    try:
+        folder = Path(known.resume) if known.resume else _new_folder(config, Path(recipe).stem, ranks)
+        metrics = Trainer(config, ranks, folder).run()
+    finally:
+        distributed.stop()
+    if ranks.main:
+        print(metrics.table())
+        print(f"\nmIoU {100 * metrics.miou:.2f} %, pixel accuracy {100 * metrics.pixel_accuracy:.2f} %")
+        print(f"picture: {folder / 'examples.png'}   curves: {folder / 'curves.png'}   weights: {folder / run.BEST}")
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    positional, options = _leading(arguments)
+    checkpoint = _at_most_one(positional, "CHECKPOINT")
+    usage = "psp-fast evaluate CHECKPOINT [--data.root DIR] [--data.val_list FILE] [--eval.mode slide] [--out DIR]"
+    config = _config_for(checkpoint, options, "psp-fast evaluate", usage, "Measure a trained network on a validation set.")
+
+    from psp_fast.engine import distributed, run
+    from psp_fast.engine.evaluate import evaluate
+    from psp_fast.engine.samples import build_dataset
+
+    ranks = distributed.start(config.device)
+    try:
+        trained = run.load_trained(checkpoint, ranks.device)
+        dataset = build_dataset(config.data, "val")
+        if tuple(dataset.classes) != tuple(trained.classes):
+            raise ConfigError(
+                f"{checkpoint} was trained on the classes {', '.join(trained.classes)}, not on {', '.join(dataset.classes)}"
+            )
+        metrics = evaluate(trained.model, dataset, config, ranks)
+    finally:
+        distributed.stop()
+    if ranks.main:
+        path = (Path(config.out) if config.out else Path(checkpoint).parent) / "evaluation.json"
+        metrics.save(path)
+        print(f"{metrics.table()}\n\nwritten to {path}")
+    return 0
+
+
+def _predict(arguments: list[str]) -> int:
+    positional, options = _leading(arguments)
+    usage = "psp-fast predict CHECKPOINT IMAGE... [--out DIR] [--eval.mode slide] [--device cpu]"
+    checkpoint = positional[0] if positional else ""
+    config = _config_for(checkpoint, options, "psp-fast predict", usage, "Label maps and overlays of images.")
+    if len(positional) < 2:
+        raise ConfigError(f"no image to predict; usage: {usage}")
+
+    from psp_fast.engine import distributed, run
+    from psp_fast.engine.predict import predict
+
+    ranks = distributed.start(config.device)
+    trained = run.load_trained(checkpoint, ranks.device)
+    for path in predict(trained, positional[1:], Path(config.out or "predictions"), config.eval, ranks.device):
+        print(path)
+    return 0
+
+
+def _check_data(arguments: list[str]) -> int:
+    positional, options = _leading(arguments)
+    parser = config_parser(
+        "psp-fast check-data",
+        "psp-fast check-data RECIPE [--data.root DIR] [--data.train_list FILE] [--out DIR]",
+        "Read every image and label of a recipe's data set and report what is wrong; the exit code is 1 if anything is.",
+    )
+    recipe = _at_most_one(positional, "RECIPE") or "scenes"
+    config = parse_config(parser, ["--config", str(recipe_file(recipe)), *options])
+
+    from psp_fast.data import check_dataset
+    from psp_fast.engine.samples import build_dataset
+
+    folder, ok = Path(config.out or "."), True
+    for split in ("train", "val"):
+        report = check_dataset(build_dataset(config.data, split))
+        picture = folder / f"classes_{split}.png"
+        report.save_histogram(picture)
+        print(f"{split}: {report.text()}\nclass histogram: {picture}\n")
+        ok = ok and report.ok
+    return 0 if ok else 1
+
+
+def _info(arguments: list[str]) -> int:
+    if arguments:
+        raise ConfigError(f"psp-fast info takes no arguments, got {' '.join(arguments)}")
+
+    from psp_fast.info import report
+
+    print(report())
+    return 0
+
+
+def _leading(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments before the first option, and the rest."""
+    count = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    return list(arguments[:count]), list(arguments[count:])
+
+
+def _at_most_one(positional: Sequence[str], name: str) -> str:
+    if len(positional) > 1:
+        raise ConfigError(f"expected one {name}, got {' '.join(positional)}")
+    return positional[0] if positional else ""
+
+
+def _saved_config(folder: Path) -> Path:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no run to resume: there is no {path}")
+    return path
+
+
+def _new_folder(config: Config, recipe: str, ranks: Ranks) -> Path:
+    """A new run's folder; the main process makes it, and tells the others."""
+    from psp_fast.engine import run
+
+    return Path(ranks.from_main(str(run.new_folder(config, recipe)) if ranks.main else None))
+
+
+def _config_for(checkpoint: str, options: Sequence[str], prog: str, usage: str, description: str) -> Config:
+    """The configuration a checkpoint was trained with, changed by options; out is the options' alone."""
+    parser = config_parser(prog, usage, description)
+    if checkpoint:
+        from psp_fast.engine.run import saved_config
+
+        saved = dataclasses.replace(saved_config(checkpoint), out=None)
+        return parse_config(parser, ["--config", config_to_yaml(saved), *options])
+    parse_config(parser, options)  # --help, and mistakes in the options, come first
+    raise ConfigError(f"no checkpoint given; usage: {usage}")

@@ -1,0 +1,75 @@
+"""From recipe files and command-line options to a `Config`, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from psp_fast.configs.schema import Config
+from psp_fast.errors import ConfigError
+
+RECIPES = Path(__file__).parent
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a recipe: a path to a YAML file, or the name of one that comes with psp_fast.
+
+    Raises:
+        ConfigError: there is neither; the message lists the recipes.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = RECIPES / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+    raise ConfigError(f"there is no recipe {name!r}: give the path of a YAML file or one of {names}")
+
+
+def config_parser(prog: str, usage: str, description: str) -> ArgumentParser:
+    """A parser of every field of `Config` (--model.layers 50) and of --config FILE, repeatable, later ones win."""
+    parser = ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of options; may be repeated, later ones win")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
+    """The configuration that the arguments make.
+
+    Raises:
+        ConfigError: an unknown option or key, or a value of the wrong type.
+    """
+    try:
+        return _to_config(parser, parser.parse_args(list(arguments)))
+    except ArgumentError as error:
+        raise ConfigError(f"{error.message if hasattr(error, 'message') else error}; see {parser.prog} --help") from error
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """The configuration saved by `dataclasses.asdict` in a checkpoint.
+
+    Raises:
+        ConfigError: unknown keys or wrong types, as in a file of another version.
+    """
+    parser = config_parser("psp-fast", "", "")
+    try:
+        return _to_config(parser, parser.parse_object(values))
+    except ArgumentError as error:
+        raise ConfigError(f"saved configuration: {error}") from error
+
+
+def config_to_yaml(config: Config) -> str:
+    """Every field, as a recipe file that makes the same configuration again."""
+    parser = config_parser("psp-fast", "", "")
+    return parser.dump(parser.parse_object(dataclasses.asdict(config)), skip_none=False)
+
+
+def _to_config(parser: ArgumentParser, values: Namespace) -> Config:
+    tree = parser.instantiate(values)
+    return Config(**{field.name: getattr(tree, field.name) for field in dataclasses.fields(Config)})

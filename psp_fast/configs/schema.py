@@ -1,0 +1,212 @@
+"""The configuration of a run: one tree of dataclasses, every field settable in a recipe file and on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from psp_fast.data.transforms import MEAN, STD
+
+
+@dataclass
+class ModelConfig:
+    """The network; fields are PSPNet's arguments.
+
+    Args:
+        layers: depth of the ResNet: 18, 34, 50, 101, 152 or 269.
+        bins: sides of the pyramid's levels in cells.
+        dropout: probability of dropping a channel before each classifier.
+        zoom_factor: 1, 2, 4 or 8; 8 trains on labels of the input's own size.
+        use_ppm: false leaves the pyramid out (FCN baseline).
+        pretrained: ImageNet weights to start from: a path, or true for initmodel/resnet{layers}_v2.pth.
+        pool: pooling of the pyramid.
+        dim_reduction: false keeps all channels of the pooled maps.
+        aux: the auxiliary head on layer3.
+        align_corners: of every bilinear upsampling.
+        stem: 3x3 x3 (deep) or 7x7 (torchvision).
+        dilation: semseg, or mmseg (first block of a stage at half the rate).
+        output_stride: 8 or 16.
+    """
+
+    layers: int = 50
+    bins: list[int] = field(default_factory=lambda: [1, 2, 3, 6])
+    dropout: float = 0.1
+    zoom_factor: int = 8
+    use_ppm: bool = True
+    pretrained: bool | str = False
+    pool: Literal["avg", "max"] = "avg"
+    dim_reduction: bool = True
+    aux: bool = True
+    align_corners: bool = True
+    stem: Literal["deep", "torchvision"] = "deep"
+    dilation: Literal["semseg", "mmseg"] = "semseg"
+    output_stride: Literal[8, 16] = 8
+
+
+@dataclass
+class ScenesConfig:
+    """The drawn data set.
+
+    Args:
+        height: of the pictures in pixels.
+        width: of the pictures in pixels.
+        train: number of training pictures.
+        val: number of validation pictures.
+        seed: of the drawing; another seed is another world.
+    """
+
+    height: int = 97
+    width: int = 193
+    train: int = 1000
+    val: int = 100
+    seed: int = 0
+
+
+@dataclass
+class DataConfig:
+    """The images and labels.
+
+    Args:
+        dataset: "list" reads list files, "scenes" draws the built-in world.
+        root: folder that the names in the list files are relative to.
+        train_list: file of `image label` lines.
+        val_list: file of `image label` lines.
+        classes: names; their position is the id in the labels.
+        palette: RGB of each class, 0..255; null picks distinct colours.
+        label_ids: value of each class in the label files where that is not 0..C-1; others are ignored.
+        scenes: the drawn data set.
+    """
+
+    dataset: Literal["list", "scenes"] = "list"
+    root: str = "."
+    train_list: str = "train.txt"
+    val_list: str = "val.txt"
+    classes: list[str] = field(default_factory=list)
+    palette: list[tuple[int, int, int]] | None = None
+    label_ids: list[int] | None = None
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+
+
+@dataclass
+class AugmentConfig:
+    """What happens to a training image.
+
+    Args:
+        preset: order and kinds of the transforms: semseg's or mmseg's.
+        crop: height and width of the training crop in pixels.
+        scale: range of the random scale.
+        degrees: largest rotation (semseg).
+        blur: blur half of the images (semseg).
+        base_scale: long and short side the image is fitted into first (mmseg).
+        mean: RGB, 0..255.
+        std: RGB, 0..255.
+    """
+
+    preset: Literal["semseg", "mmseg"] = "semseg"
+    crop: tuple[int, int] = (473, 473)
+    scale: tuple[float, float] = (0.5, 2.0)
+    degrees: float = 10.0
+    blur: bool = True
+    base_scale: tuple[int, int] | None = None
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+
+
+@dataclass
+class OptimConfig:
+    """SGD with the poly learning rate.
+
+    Args:
+        lr: of the backbone at the first step.
+        head_lr_factor: the pyramid's and the heads' learning rate over the backbone's.
+        momentum: of SGD.
+        weight_decay: on every parameter.
+        power: of the poly decay (1 - step / steps) ** power.
+        min_lr: floor the poly decay ends at.
+        clip_grad_norm: largest norm of all gradients together; null does not clip.
+    """
+
+    lr: float = 0.01
+    head_lr_factor: float = 10.0
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    power: float = 0.9
+    min_lr: float = 0.0
+    clip_grad_norm: float | None = None
+
+
+@dataclass
+class TrainConfig:
+    """The run.
+
+    Args:
+        steps: parameter updates in all.
+        batch_size: images a step, over all processes together.
+        workers: processes that load data, for each training process.
+        aux_weight: weight of the auxiliary loss.
+        amp: autocast to bf16 or fp16 (with a loss scaler); off is fp32.
+        channels_last: NHWC memory format.
+        sync_bn: batch statistics over all processes.
+        deterministic: only deterministic kernels.
+        seed: of weights, data order, augmentation and dropout.
+        log_every: steps between two points of the loss curve.
+        validate_every: steps between validations; 0 validates at the end alone.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int = 150_000
+    batch_size: int = 16
+    workers: int = 2
+    aux_weight: float = 0.4
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    channels_last: bool = True
+    sync_bn: bool = True
+    deterministic: bool = False
+    seed: int = 0
+    log_every: int = 10
+    validate_every: int = 2000
+    checkpoint_every: int = 500
+
+
+@dataclass
+class EvalConfig:
+    """How images are evaluated and predicted.
+
+    Args:
+        mode: the whole image at once, or crops in a sliding window.
+        crop: height and width of the window in pixels.
+        stride: step of the window over its size, in (0, 1].
+        base_size: resize the long side to this many pixels first; null keeps the size.
+        absent: a class in neither labels nor predictions counts 0 in the mean IoU (semseg), or is left out (mmseg).
+    """
+
+    mode: Literal["whole", "slide"] = "whole"
+    crop: tuple[int, int] = (473, 473)
+    stride: float = 2 / 3
+    base_size: int | None = None
+    absent: Literal["zero", "skip"] = "skip"
+
+
+@dataclass
+class Config:
+    """Everything a run depends on.
+
+    Args:
+        out: folder of the run; null takes the first free runs/<recipe>-N.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        model: the network.
+        data: the images and labels.
+        augment: the training transforms.
+        optim: the optimiser.
+        train: the run.
+        eval: evaluation and prediction.
+    """
+
+    out: str | None = None
+    device: str = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

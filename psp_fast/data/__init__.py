@@ -1,0 +1,25 @@
+"""Data sets, transforms, and reading and checking of images and labels."""
+
+from psp_fast.data.base import IGNORE, Dataset, Transform
+from psp_fast.data.check import check_dataset
+from psp_fast.data.images import read_image, read_label, write_png
+from psp_fast.data.lists import ListDataset, default_palette
+from psp_fast.data.scenes import Scenes
+from psp_fast.data.transforms import MEAN, STD, eval_transform, train_transform
+
+__all__ = [
+    "IGNORE",
+    "MEAN",
+    "STD",
+    "Dataset",
+    "ListDataset",
+    "Scenes",
+    "Transform",
+    "check_dataset",
+    "default_palette",
+    "eval_transform",
+    "read_image",
+    "read_label",
+    "train_transform",
+    "write_png",
+]

@@ -1,0 +1,80 @@
+"""What a data set and a transform are, and the check that every sample has to pass."""
+
+from typing import Protocol
+
+import numpy as np
+
+from psp_fast.errors import DataError
+
+IGNORE = 255  # the label of pixels that count neither in the loss nor in the metrics
+
+_LISTED_IDS = 5  # wrong ids spelled out in one message
+
+
+class Dataset(Protocol):
+    """Labelled images, read by position."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; their position is the id in the labels."""
+
+    @property
+    def palette(self) -> np.ndarray:
+        """(C, 3) uint8 RGB, one colour a class."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) uint8 RGB, label (H, W) uint8 in 0..C-1 or `IGNORE`. Raises DataError naming the file."""
+
+    def name(self, index: int) -> str:
+        """What messages and output files call the sample; for files the path of the image."""
+
+
+class Transform(Protocol):
+    """Turns a sample into what the model takes. All randomness comes from `rng`, so that a resumed run repeats it."""
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, 3) uint8 image, (H, W) uint8 label -> (3, h, w) float32 image, normalised, and (h, w) int64 label."""
+
+
+def check_sample(
+    image: np.ndarray, label: np.ndarray, num_classes: int, name: str, label_name: str | None = None
+) -> None:
+    """Raise DataError unless image is (H, W, 3) uint8 and label (H, W) uint8 with ids 0..num_classes-1 or `IGNORE`.
+
+    `name` and `label_name` (default: `name`) are what the message calls the two.
+    """
+    label_name = label_name or name
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(f"{name}: the image must be (H, W, 3) uint8 but is {image.shape} {image.dtype}")
+    if label.dtype != np.uint8 or label.ndim != 2:
+        raise DataError(f"{label_name}: the label must be (H, W) uint8 but is {label.shape} {label.dtype}")
+    if image.shape[:2] != label.shape:
+        raise DataError(
+            f"{name}: the image is {_size(image)} pixels (width x height) but its label {label_name} is "
+            f"{_size(label)}; export both at the same size, or correct the pair in the list"
+        )
+    wrong = (label >= num_classes) & (label != IGNORE)
+    if wrong.any():
+        raise DataError(
+            f"{label_name}: label ids other than 0..{num_classes - 1} and {IGNORE} (ignored): "
+            f"{_describe_ids(label, wrong)}; name all classes of the data set, or map the files' ids with label_ids "
+            "(ADE20K: 1 to 150)"
+        )
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def _describe_ids(label: np.ndarray, wrong: np.ndarray) -> str:
+    ids, first, counts = np.unique(label[wrong], return_index=True, return_counts=True)
+    rows, columns = np.nonzero(wrong)
+    parts = [
+        f"{value} ({count} pixel{'s' if count > 1 else ''}, first at row {rows[at]}, column {columns[at]})"
+        for value, at, count in list(zip(ids, first, counts, strict=True))[:_LISTED_IDS]
+    ]
+    if len(ids) > _LISTED_IDS:
+        parts.append(f"and {len(ids) - _LISTED_IDS} more ids")
+    return ", ".join(parts)

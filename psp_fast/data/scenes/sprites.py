@@ -1,0 +1,131 @@
+"""The things of the scenes. `x, y` is where a thing stands, `u` the length of one unit in pixels."""
+
+import numpy as np
+
+from psp_fast.data.scenes.canvas import Canvas, Colour, shade
+
+_PAINTS: tuple[Colour, ...] = ((196, 64, 52), (228, 176, 60), (72, 140, 92), (226, 222, 210), (60, 96, 168), (150, 84, 140))
+_FRONTS: tuple[Colour, ...] = ((206, 178, 140), (186, 140, 116), (168, 160, 150), (214, 196, 170), (150, 130, 140))
+_ROOFS: tuple[Colour, ...] = ((170, 66, 48), (150, 50, 54), (186, 92, 52))
+_CUSHIONS: tuple[Colour, ...] = ((118, 124, 140), (142, 142, 154), (104, 106, 122), (128, 116, 132))
+
+
+def _pick(rng: np.random.Generator, colours: tuple[Colour, ...]) -> Colour:
+    return shade(colours[rng.integers(len(colours))], rng.uniform(0.88, 1.1))
+
+
+def hull(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
+    """A body with a cabin: a boat where it floats, a car where it drives. Nothing in it depends on the name."""
+    length, side = rng.uniform(36, 46) * u, rng.choice((-1.0, 1.0))
+    paint = _pick(rng, _PAINTS)
+
+    def at(along: float, up: float) -> tuple[float, float]:
+        return x + side * along * length, y - up * u
+
+    canvas.ellipse((x, y), (0.52 * length, 3 * u), (44, 54, 68), None)
+    canvas.polygon((at(-0.24, 10), at(-0.16, 20), at(0.16, 20), at(0.28, 10)), shade(paint, 1.15), name)
+    canvas.polygon((at(-0.18, 11.5), at(-0.13, 18), at(-0.02, 18), at(-0.02, 11.5)), (206, 230, 240), name)
+    canvas.polygon((at(0.03, 11.5), at(0.03, 18), at(0.14, 18), at(0.21, 11.5)), (206, 230, 240), name)
+    canvas.polygon((at(-0.5, 11), at(0.5, 11), at(0.4, 0), at(-0.42, 0)), paint, name)
+    canvas.polygon((at(-0.48, 8), at(0.47, 8), at(0.45, 5.6), at(-0.46, 5.6)), shade(paint, 0.62), name)
+
+
+def cushion(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
+    """A soft grey lump: a pillow on a bed, a rock in the sand. Nothing in it depends on the name."""
+    radius, tilt, colour = rng.uniform(12, 16) * u, rng.uniform(0, np.pi), _pick(rng, _CUSHIONS)
+    turn = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+    bulge = 1 - 0.12 * np.cos(4 * turn) + rng.normal(0, 0.02, turn.size)
+
+    def outline(scale: float, dx: float, dy: float) -> list[tuple[float, float]]:
+        px, py = scale * radius * bulge * np.cos(turn) * 1.15, scale * radius * bulge * np.sin(turn) * 0.85
+        cos, sin = np.cos(tilt), np.sin(tilt)
+        return list(zip((x + dx + cos * px - sin * py).tolist(), (y + dy + sin * px + cos * py).tolist(), strict=True))
+
+    canvas.polygon(outline(1.0, 1.5 * u, 2 * u), (140, 116, 88), None)
+    canvas.polygon(outline(1.0, 0, 0), shade(colour, 0.7), name)
+    canvas.polygon(outline(0.82, -1.2 * u, -1.2 * u), colour, name)
+    canvas.polygon(outline(0.45, -2.2 * u, -2.2 * u), shade(colour, 1.25), name)
+
+
+def building(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
+    """A front with rows of windows over a differently painted ground floor: a house under a pitched roof, a tower under a mast."""
+    width, height = rng.uniform(22, 30) * u, rng.uniform(16, 20) * u
+    left, right, top = x - width / 2, x + width / 2, y - height
+    front = _pick(rng, _FRONTS)
+    if name == "house":
+        canvas.polygon(((left - 2 * u, top), (x, top - 11 * u), (right + 2 * u, top)), _pick(rng, _ROOFS), name)
+    else:
+        canvas.rectangle(x - 1.2 * u, top - 11 * u, x + 1.2 * u, top, (90, 90, 100), name)
+        canvas.rectangle(left + 3 * u, top - 4 * u, right - 3 * u, top, shade(front, 0.7), name)
+    canvas.rectangle(left, top, right, y, front, name)
+    canvas.rectangle(left, y - 7 * u, right, y, _pick(rng, _FRONTS), name)
+    pane: Colour = (250, 226, 130) if rng.random() < 0.4 else (92, 116, 140)
+    for row in np.arange(top + 2.5 * u, y - 10 * u, 6 * u):
+        for column in np.arange(left + 2 * u, right - 4 * u, 6 * u):
+            canvas.rectangle(column, row, column + 3 * u, row + 3.6 * u, pane, name)
+
+
+def tree(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float) -> None:
+    """A trunk under a crown of three balls."""
+    green = shade((52, 120, 62), rng.uniform(0.8, 1.15))
+    reach = rng.uniform(8, 11) * u
+    canvas.rectangle(x - 1.8 * u, y - reach, x + 1.8 * u, y, (104, 74, 50), "tree")
+    for dx, dy, light in ((-0.6, 1.3, 0.9), (0.6, 1.4, 1.0), (0.0, 2.0, 1.12)):
+        canvas.ellipse((x + dx * reach, y - dy * reach), (reach * 0.9, reach * 0.85), shade(green, light), "tree")
+
+
+def lamp(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float) -> None:
+    """A thin lamp post with a bright head; quays and pavements have them alike."""
+    height = rng.uniform(24, 30) * u
+    canvas.rectangle(x - 1.8 * u, y - height, x + 1.8 * u, y, (52, 48, 56), "lamp")
+    canvas.ellipse((x, y - height), (5 * u, 5 * u), (255, 236, 150), "lamp")
+
+
+def sign(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float) -> None:
+    """A small round plate on a thin pole: a harbour mark or a traffic sign, alike on purpose."""
+    height = rng.uniform(17, 22) * u
+    canvas.rectangle(x - 1.5 * u, y - height, x + 1.5 * u, y, (120, 120, 126), "sign")
+    canvas.ellipse((x, y - height), (7 * u, 7 * u), (214, 40, 44), "sign")
+    canvas.ellipse((x, y - height), (3.6 * u, 3.6 * u), (244, 240, 236), "sign")
+
+
+def bridge(canvas: Canvas, x: float, top: float, u: float, ground: Colour) -> None:
+    """The end of a stone bridge with its arch over the water."""
+    stone: Colour = (164, 142, 112)
+    canvas.rectangle(x - 12 * u, top - 5 * u, x + 12 * u, top + 19 * u, stone, "bridge")
+    canvas.rectangle(x - 12 * u, top - 7 * u, x + 12 * u, top - 4 * u, shade(stone, 0.72), "bridge")
+    for row in range(3):
+        y = top + (1 + 6 * row) * u
+        canvas.rectangle(x - 12 * u, y, x + 12 * u, y + 0.4 * u, shade(stone, 0.8), "bridge")
+    canvas.ellipse((x, top + 19 * u), (7 * u, 13 * u), shade(ground, 0.62), "water")
+
+
+def crossing(canvas: Canvas, x: float, top: float, u: float) -> None:
+    """A zebra crossing painted over the road."""
+    canvas.rectangle(x - 12 * u, top + 2 * u, x + 12 * u, top + 24 * u, (92, 98, 108), "crossing")
+    for stripe in range(6):
+        left = x + (-12 + 4 * stripe) * u
+        canvas.rectangle(left, top + 2 * u, left + 2.2 * u, top + 24 * u, (232, 232, 226), "crossing")
+
+
+def headboard(canvas: Canvas, x: float, y: float, u: float) -> None:
+    """The wooden end of a bed seen from above, with its posts and slats."""
+    wood: Colour = (122, 74, 42)
+    canvas.rectangle(x - 7 * u, y - 18 * u, x + 7 * u, y + 18 * u, wood, "headboard")
+    for slat in range(4):
+        top = y + (-15 + 8 * slat) * u
+        canvas.rectangle(x - 4.5 * u, top, x + 4.5 * u, top + 5 * u, shade(wood, 1.35), "headboard")
+    for end in (-18 * u, 18 * u):
+        canvas.ellipse((x, y + end), (8 * u, 3.4 * u), shade(wood, 0.8), "headboard")
+
+
+def parasol(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float) -> None:
+    """A striped parasol seen from above."""
+    radius, first = 13 * u, rng.uniform(0, np.pi)
+    colour = _pick(rng, ((226, 84, 84), (64, 130, 196), (240, 150, 60)))
+    canvas.ellipse((x + 2 * u, y + 3 * u), (radius, radius), (150, 124, 94), None)
+    for sector in range(8):
+        turn = first + np.array((0.0, 0.125, 0.25)) * np.pi + sector * np.pi / 4
+        rim = zip((x + radius * np.cos(turn)).tolist(), (y + radius * np.sin(turn)).tolist(), strict=True)
+        canvas.polygon(((x, y), *rim), colour if sector % 2 else (248, 244, 236), "parasol")
+    canvas.ellipse((x, y), (1.6 * u, 1.6 * u), (90, 80, 70), "parasol")

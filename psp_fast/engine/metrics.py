@@ -1,0 +1,95 @@
+"""The paper's measures, from a confusion matrix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from psp_fast.files import write_text
+
+
+def confusion_matrix(target: Tensor, prediction: Tensor, classes: int) -> Tensor:
+    """(classes, classes) int64 pixel counts, rows the true class, columns the predicted; pixels labelled 255 are left out."""
+    valid = target < classes
+    pairs = target[valid].long() * classes + prediction[valid].long()
+    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over classes and pixels, as fractions of 1; `score` is the challenge's mean of mIoU and pixel accuracy."""
+
+    miou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+    score: float
+    class_iou: list[float]
+    class_accuracy: list[float]
+    classes: list[str]
+
+    @classmethod
+    def from_confusion(cls, confusion: Tensor, classes: Sequence[str], absent: str) -> Metrics:
+        """Measures of a confusion matrix.
+
+        Args:
+            confusion: (C, C) pixel counts.
+            classes: names.
+            absent: a class that occurs in neither labels nor predictions counts 0 ("zero", semseg) or not at all ("skip", mmseg).
+        """
+        counts = confusion.double().cpu().numpy()
+        hit, truth, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+        iou = _ratio(hit, truth + predicted - hit)
+        accuracy = _ratio(hit, truth)
+        if absent == "zero":
+            iou, accuracy = np.nan_to_num(iou), np.nan_to_num(accuracy)
+        miou, pixel_accuracy = _mean(iou), float(hit.sum() / max(counts.sum(), 1))
+        score = (miou + pixel_accuracy) / 2
+        return cls(miou, _mean(accuracy), pixel_accuracy, score, iou.tolist(), accuracy.tolist(), list(classes))
+
+    def table(self) -> str:
+        """Per-class and mean measures in per cent, for a terminal."""
+        width = max(len(name) for name in [*self.classes, "pixel accuracy"])
+        rows = [f"{'class':{width}}  {'IoU':>6}  {'accuracy':>8}"]
+        for name, iou, accuracy in zip(self.classes, self.class_iou, self.class_accuracy, strict=True):
+            rows.append(f"{name:{width}}  {_percent(iou):>6}  {_percent(accuracy):>8}")
+        rows.append(f"{'mean':{width}}  {_percent(self.miou):>6}  {_percent(self.mean_accuracy):>8}")
+        rows.append(f"{'pixel accuracy':{width}}  {_percent(self.pixel_accuracy):>6}")
+        rows.append(f"{'score':{width}}  {_percent(self.score):>6}   (mean of mIoU and pixel accuracy)")
+        return "\n".join(rows)
+
+    def save(self, path: Path) -> None:
+        """Write the measures as JSON (fractions of 1; null for an absent class)."""
+        per_class = {
+            name: {"iou": _number(iou), "accuracy": _number(accuracy)}
+            for name, iou, accuracy in zip(self.classes, self.class_iou, self.class_accuracy, strict=True)
+        }
+        content = {
+            "miou": self.miou,
+            "mean_accuracy": self.mean_accuracy,
+            "pixel_accuracy": self.pixel_accuracy,
+            "score": self.score,
+            "classes": per_class,
+        }
+        write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.2f}"
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value

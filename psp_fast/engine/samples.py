@@ -1,0 +1,139 @@
+"""From data sets to batches: what is drawn at which step depends on the seed and the step alone, so that a run can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from psp_fast.configs import AugmentConfig, Config, DataConfig
+from psp_fast.data import Dataset, ListDataset, Scenes, Transform, eval_transform, train_transform
+from psp_fast.errors import ConfigError, DataError
+
+_ORDER, _AUGMENT = 0, 1  # streams of random numbers
+
+
+def build_dataset(config: DataConfig, split: str) -> Dataset:
+    """The data set of a split, "train" or "val"."""
+    if config.dataset == "scenes":
+        scenes = config.scenes
+        return Scenes(split, (scenes.height, scenes.width), getattr(scenes, split), scenes.seed)
+    list_file = config.train_list if split == "train" else config.val_list
+    return ListDataset(config.root, list_file, config.classes, config.palette, config.label_ids)
+
+
+def build_train_transform(config: AugmentConfig) -> Transform:
+    """The training transform of a configuration."""
+    return train_transform(
+        config.preset,
+        config.crop,
+        scale=config.scale,
+        degrees=config.degrees,
+        blur=config.blur,
+        base_scale=config.base_scale,
+        mean=config.mean,
+        std=config.std,
+    )
+
+
+class TrainingSamples(TorchDataset):
+    """Augmented samples by (epoch, index); a sample that cannot be used comes back as its DataError, so that no worker dies."""
+
+    def __init__(self, dataset: Dataset, transform: Transform, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | DataError:
+        epoch, index = key
+        try:
+            image, label = self.dataset.load(index)
+        except DataError as error:
+            return error
+        rng = np.random.default_rng([self.seed, _AUGMENT, epoch, index])
+        image, label = self.transform(image, label, rng)
+        return torch.from_numpy(image), torch.from_numpy(label)
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """The (epoch, index) pairs of this process's share of every step's batch, from step `start` on.
+
+    Every epoch is a permutation of the data set from which the incomplete last batch is dropped.
+    """
+
+    def __init__(self, samples: int, batch_size: int, start: int, stop: int, seed: int, rank: int, world: int) -> None:
+        if batch_size % world:
+            raise ConfigError(f"train.batch_size {batch_size} cannot be split over {world} processes: make it a multiple of {world}")
+        if samples < batch_size:
+            raise DataError(f"the training set has {samples} images, fewer than train.batch_size {batch_size}: make the batch smaller")
+        self.samples, self.batch_size, self.start, self.stop, self.seed = samples, batch_size, start, stop, seed
+        share = batch_size // world
+        self.share = slice(rank * share, (rank + 1) * share)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches = self.samples // self.batch_size
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(self.start, self.stop):
+            if step // batches != epoch:
+                epoch = step // batches
+                order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(self.samples)
+            first = step % batches * self.batch_size
+            yield [(epoch, int(i)) for i in order[first : first + self.batch_size][self.share]]
+
+
+def training_batches(config: Config, dataset: Dataset, start: int, rank: int, world: int) -> DataLoader:
+    """Batches (images (n, 3, h, w) float32, labels (n, h, w) int64), or a DataError, for every step from `start` on."""
+    train = config.train
+    samples = TrainingSamples(dataset, build_train_transform(config.augment), train.seed)
+    sampler = StepSampler(len(dataset), train.batch_size, start, train.steps, train.seed, rank, world)
+    return DataLoader(
+        samples,
+        batch_sampler=sampler,
+        num_workers=train.workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+class EvaluationSamples(TorchDataset):
+    """Whole images (3, h, w) with their labels (H, W) and positions, or the DataError of one that cannot be used."""
+
+    def __init__(self, dataset: Dataset, transform: Transform) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int] | DataError:
+        try:
+            image, label = self.dataset.load(index)
+        except DataError as error:
+            return error
+        image, label = self.transform(image, label, np.random.default_rng(0))
+        return torch.from_numpy(image), torch.from_numpy(label), index
+
+
+def evaluation_samples(config: Config, dataset: Dataset, rank: int, world: int) -> DataLoader:
+    """This process's share of the data set, a sample at a time."""
+    augment = config.augment
+    transform = eval_transform(base_size=config.eval.base_size, mean=augment.mean, std=augment.std)
+    return DataLoader(
+        EvaluationSamples(dataset, transform),
+        batch_size=None,
+        sampler=range(rank, len(dataset), world),
+        num_workers=config.train.workers,
+    )
+
+
+def _collate(samples: Sequence[Any]) -> Any:
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+    images, labels = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(labels)

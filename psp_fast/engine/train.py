@@ -1,0 +1,213 @@
+"""Training: what happens in a step, and what is kept of it, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from psp_fast.checkpoints import read_checkpoint, save_checkpoint
+from psp_fast.configs import Config
+from psp_fast.data import IGNORE, write_png
+from psp_fast.engine import plots, run
+from psp_fast.engine.distributed import Ranks
+from psp_fast.engine.evaluate import evaluate
+from psp_fast.engine.metrics import Metrics
+from psp_fast.engine.optim import build_optimizer, poly_lr, set_lr
+from psp_fast.engine.samples import build_dataset, training_batches
+from psp_fast.errors import CheckpointError, DataError, TrainingError
+from psp_fast.nn import convert_sync_batch_norm
+
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer:
+    """One run: model, optimiser, data, and the folder everything is kept in.
+
+    Args:
+        config: the whole configuration.
+        ranks: this process among the others.
+        folder: the run's folder; an existing last.pth in it is continued from.
+
+    Raises:
+        PspFastError: data, checkpoint or configuration that cannot be used.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks, folder: Path) -> None:
+        self.config, self.ranks, self.folder = config, ranks, folder
+        train = config.train
+        torch.use_deterministic_algorithms(train.deterministic)
+        torch.manual_seed(train.seed)
+        self.train_set, self.val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
+        model = run.build_model(config.model, len(self.train_set.classes)).to(ranks.device)
+        if train.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if train.sync_bn and ranks.world > 1:
+            convert_sync_batch_norm(model)
+        self.model = model.train()
+        self.optimizer = build_optimizer(model, config.optim)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=train.amp == "fp16")
+        self.step, self.best, self.history = 0, -1.0, []  # type: int, float, list[dict[str, float]]
+        if (folder / run.LAST).exists():
+            self._resume(folder / run.LAST)
+        # Statistics are synchronised or each process's own: either way there is nothing to broadcast in every step.
+        self.wrapped: nn.Module = DistributedDataParallel(model, broadcast_buffers=False) if ranks.world > 1 else model
+        self.pending: list[Tensor] = []
+        self.since = time.monotonic()
+
+    def run(self) -> Metrics:
+        """Train to the last step, validating and saving on the way; the measures of the last validation.
+
+        Raises:
+            DataError: an image or label that cannot be used, by its file's name.
+            TrainingError: a loss that is not finite; the last checkpoint on disk is from before it.
+            CheckpointError: a checkpoint that cannot be written; the previous one is untouched.
+        """
+        train = self.config.train
+        metrics = None
+        batches = training_batches(self.config, self.train_set, self.step, self.ranks.rank, self.ranks.world)
+        self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1) if self.ranks.main else None
+        bar = tqdm(batches, "train", train.steps, initial=self.step, unit="step", disable=not self.ranks.main, dynamic_ncols=True)
+        for batch in bar:
+            if isinstance(batch, DataError):
+                raise batch
+            self._update(*batch)
+            self.step += 1
+            last = self.step == train.steps
+            validating = last or (train.validate_every > 0 and self.step % train.validate_every == 0)
+            saving = validating or self.step % train.checkpoint_every == 0
+            if saving or self.step % train.log_every == 0:
+                bar.set_postfix(self._log())
+            if saving:
+                self._check_weights()
+            if validating:
+                metrics = self._validate()
+                bar.write(f"step {self.step}: mIoU {100 * metrics.miou:.2f} %, pixel accuracy {100 * metrics.pixel_accuracy:.2f} %")
+            if saving and self.ranks.main:
+                save_checkpoint(self._state(), self.folder / run.LAST)
+        if metrics is None:  # resumed after its last step
+            metrics = evaluate(self.model, self.val_set, self.config, self.ranks)
+        if self.writer is not None:
+            self.writer.close()
+        return metrics
+
+    def _update(self, images: Tensor, labels: Tensor) -> None:
+        """One step of SGD on this process's share of the batch."""
+        config, device = self.config, self.ranks.device
+        # Dropout depends on the step alone, so that a resumed run draws what an uninterrupted one does.
+        torch.manual_seed(int(np.random.SeedSequence([config.train.seed, self.step, self.ranks.rank]).generate_state(1)[0]))
+        set_lr(self.optimizer, poly_lr(config.optim, self.step, config.train.steps))
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        images = images.to(device, non_blocking=True).contiguous(memory_format=layout)
+        labels = labels.to(device, non_blocking=True)
+        with torch.autocast(device.type, _AMP.get(config.train.amp), enabled=config.train.amp != "off"):
+            _, main_loss, aux_loss = self.wrapped(images, labels)
+        share = self._share(labels)
+        losses = torch.stack([main_loss, aux_loss]) * share
+        self.scaler.scale(losses[0] + config.train.aux_weight * losses[1]).backward()
+        if config.optim.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.pending.append(losses.detach())
+
+    def _share(self, labels: Tensor) -> Tensor | float:
+        """Weight that turns the mean over this process's valid pixels into its part of the mean over everyone's."""
+        if self.ranks.world == 1:
+            return 1.0
+        valid = (labels != IGNORE).sum().float()
+        everyone = self.ranks.sum(valid.clone())
+        return valid * self.ranks.world / everyone.clamp(min=1)
+
+    def _log(self) -> dict[str, str]:
+        """Note the losses since the last call; what the progress bar shows of them."""
+        if not self.pending:
+            return {}
+        losses = (self.ranks.sum(torch.stack(self.pending)) / self.ranks.world).cpu()
+        self.pending.clear()
+        first = self.step - len(losses) + 1
+        bad = (~losses.isfinite().all(1)).nonzero()
+        if len(bad):
+            raise TrainingError(
+                f"the loss of step {first + int(bad[0])} is not finite: lower optim.lr, set optim.clip_grad_norm, or use train.amp bf16 or "
+                f"off; checkpoints in {self.folder} are from before it"
+            )
+        main_loss, aux_loss = losses.mean(0).tolist()
+        now = time.monotonic()
+        rate = len(losses) * self.config.train.batch_size / max(now - self.since, 1e-9)
+        self.since = now
+        lr = self.optimizer.param_groups[0]["lr"]
+        row = {"step": self.step, "main_loss": main_loss, "aux_loss": aux_loss, "lr": lr, "images_per_second": rate}
+        self._note("train", row)
+        return {"loss": f"{main_loss + self.config.train.aux_weight * aux_loss:.3f}", "images/s": f"{rate:.1f}"}
+
+    def _check_weights(self) -> None:
+        """Keep weights that a bad gradient ruined from being saved; the loss would show it a step too late."""
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise TrainingError(
+                f"weights are not finite after step {self.step}: lower optim.lr or set optim.clip_grad_norm; checkpoints in {self.folder} "
+                "are from before it"
+            )
+
+    def _validate(self) -> Metrics:
+        """Measure the model, keep it as best.pth if it is the best so far, and draw the curves and examples."""
+        metrics = evaluate(self.model, self.val_set, self.config, self.ranks)
+        if self.ranks.main:
+            measures = {"miou": metrics.miou, "mean_accuracy": metrics.mean_accuracy, "pixel_accuracy": metrics.pixel_accuracy}
+            self._note("val", {"step": self.step, **measures})
+            if metrics.miou > self.best:
+                self.best = metrics.miou
+                save_checkpoint(self._description(), self.folder / run.BEST)
+            metrics.save(self.folder / "metrics.json")
+            run.write_history(self.folder, self.history)
+            plots.save_curves(self.folder / "curves.png", self.history)
+            self._draw_examples()
+        self.since = time.monotonic()
+        return metrics
+
+    def _draw_examples(self) -> None:
+        self.model.eval()
+        picture = plots.examples({"PSPNet": self.model}, self.val_set, self.config, self.ranks.device)
+        self.model.train()
+        write_png(self.folder / "examples.png", picture)
+        if self.writer is not None:
+            self.writer.add_image("examples", np.asarray(picture.convert("RGB")), self.step, dataformats="HWC")
+
+    def _note(self, group: str, row: dict[str, float]) -> None:
+        self.history.append(row)
+        if self.writer is not None:
+            for key, value in row.items():
+                if key != "step":
+                    self.writer.add_scalar(f"{group}/{key}", value, self.step)
+
+    def _description(self) -> dict[str, Any]:
+        return {**run.describe(self.config, self.train_set), "step": self.step, "state_dict": self.model.state_dict()}
+
+    def _state(self) -> dict[str, Any]:
+        """Everything the rest of the run depends on."""
+        return {
+            **self._description(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best": self.best,
+            "history": self.history,
+        }
+
+    def _resume(self, path: Path) -> None:
+        content = read_checkpoint(path)
+        missing = {"step", "state_dict", "optimizer", "scaler", "best", "history"} - content.keys()
+        if missing:
+            raise CheckpointError(f"{path} cannot be resumed from: it lacks {', '.join(sorted(missing))}")
+        run.load_weights(self.model, content["state_dict"], path)
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.step, self.best, self.history = content["step"], content["best"], content["history"]

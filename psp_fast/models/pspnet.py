@@ -1,0 +1,149 @@
+"""PSPNet (Zhao et al., "Pyramid Scene Parsing Network", arXiv 1612.01105)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from psp_fast import ops
+from psp_fast.checkpoints import load_checkpoint
+from psp_fast.models.pyramid import Head, PyramidPooling
+from psp_fast.models.resnet import BLOCKS, initialise, make_stages, make_stem
+
+
+class PSPNet(nn.Module):
+    """PSPNet with semseg's constructor, attributes, state_dict keys and return values.
+
+    Args:
+        layers: depth of the ResNet: 18, 34, 50, 101, 152 or 269.
+        bins: sides of the pyramid's levels, in cells.
+        dropout: probability of dropping a channel before each classifier.
+        classes: number of classes, at least 2.
+        zoom_factor: 1, 2, 4 or 8: size of the output, ((H - 1) // 8) * zoom_factor + 1; 8 gives the input's own H x W.
+        use_ppm: False leaves the pyramid out (the paper's dilated FCN baseline).
+        criterion: loss of full-resolution logits and labels; nn.CrossEntropyLoss takes the fused path.
+        pretrained: True reads initmodel/resnet{layers}_v2.pth, a path reads that file, False starts from scratch.
+        pool: "avg" or "max" (Table 1).
+        dim_reduction: False keeps all channels of the pooled maps (Table 1 without DR).
+        aux: False leaves the auxiliary head out (Table 2); the auxiliary loss is then 0.
+        align_corners: of every bilinear upsampling: True in semseg, False in most of mmsegmentation.
+        stem: "deep" (3x3 x3, 64-64-128) or "torchvision" (7x7).
+        dilation: "semseg" (every 3x3 of a stage alike) or "mmseg" (the stage's first block at half the rate).
+        output_stride: 8 or 16: the backbone's input size over its output size.
+
+    Raises:
+        ValueError: an argument outside the values above.
+        CheckpointError: a pretrained file that is missing or does not fit.
+    """
+
+    def __init__(
+        self,
+        layers: int = 50,
+        bins: Sequence[int] = (1, 2, 3, 6),
+        dropout: float = 0.1,
+        classes: int = 2,
+        zoom_factor: int = 8,
+        use_ppm: bool = True,
+        criterion: nn.Module | None = None,
+        pretrained: bool | str | Path = True,
+        *,
+        pool: str = "avg",
+        dim_reduction: bool = True,
+        aux: bool = True,
+        align_corners: bool = True,
+        stem: str = "deep",
+        dilation: str = "semseg",
+        output_stride: int = 8,
+    ) -> None:
+        super().__init__()
+        _one_of("layers", layers, tuple(BLOCKS))
+        _one_of("zoom_factor", zoom_factor, (1, 2, 4, 8))
+        _one_of("pool", pool, ("avg", "max"))
+        _one_of("stem", stem, ("deep", "torchvision"))
+        _one_of("dilation", dilation, ("semseg", "mmseg"))
+        _one_of("output_stride", output_stride, (8, 16))
+        if classes < 2:
+            raise ValueError(f"PSPNet: classes must be at least 2, got {classes}")
+        if use_ppm and (not bins or min(bins) < 1):
+            raise ValueError(f"PSPNet: bins must be one or more positive integers, got {bins!r}")
+        self.zoom_factor, self.align_corners, self.use_ppm = zoom_factor, align_corners, use_ppm
+        self.criterion = nn.CrossEntropyLoss(ignore_index=255) if criterion is None else criterion
+        self.layer0, channels = make_stem(stem)
+        stages, widths = make_stages(layers, channels, dilation, output_stride)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        initialise(self)
+        in_channels = widths[3]
+        if use_ppm:
+            reduced = widths[3] // len(bins) if dim_reduction else None
+            self.ppm = PyramidPooling(widths[3], reduced, bins, pool, align_corners)
+            in_channels = self.ppm.out_channels
+        self.cls = Head(in_channels, widths[3] // 4, classes, dropout, align_corners)
+        if aux:
+            self.aux = Head(widths[2], widths[2] // 4, classes, dropout, align_corners)
+        if pretrained:
+            path = Path(f"initmodel/resnet{layers}_v2.pth") if pretrained is True else Path(pretrained)
+            load_checkpoint(self, path, backbone_only=True)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of the logits, and of the labels in training, for an image of height x width pixels."""
+        if self.zoom_factor == 8:
+            return height, width
+        return (height - 1) // 8 * self.zoom_factor + 1, (width - 1) // 8 * self.zoom_factor + 1
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Full-resolution logits in eval mode; (argmax, main_loss, aux_loss) in training.
+
+        Args:
+            x: images (N, 3, H, W), normalised; any H and W.
+            y: labels (N, h, w) of `output_size(H, W)`, int64 or uint8, training only.
+        """
+        size = self.output_size(x.shape[2], x.shape[3])
+        if not self.training:
+            return F.interpolate(self._logits(x)[0], size, mode="bilinear", align_corners=self.align_corners)
+        if y is None:
+            raise ValueError("PSPNet: in training mode forward needs labels, model(x, y); call model.eval() for logits")
+        if tuple(y.shape) != (x.shape[0], *size):
+            raise ValueError(f"PSPNet: labels must have shape {(x.shape[0], *size)} for images {tuple(x.shape)}, got {tuple(y.shape)}")
+        main, aux = self._logits(x)
+        argmax = ops.upsample_argmax(main.detach(), size, self.align_corners).long()
+        return argmax, self._loss(main, y), main.new_zeros(()) if aux is None else self._loss(aux, y)
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """Label map (N, H, W) of images (N, 3, H, W): uint8 up to 256 classes, else int64. The model must be in eval mode."""
+        if self.training:
+            raise RuntimeError("PSPNet: predict needs eval mode (dropout and batch statistics are on): call model.eval() first")
+        return ops.upsample_argmax(self._logits(x)[0], x.shape[2:], self.align_corners)
+
+    def _logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of both heads at the backbone's resolution; the auxiliary ones in training only."""
+        if x.ndim != 4 or x.shape[1] != 3:
+            raise ValueError(f"PSPNet: images must have shape (N, 3, H, W), got {tuple(x.shape)}")
+        shallow = self.layer3(self.layer2(self.layer1(self.layer0(x))))
+        deep = self.layer4(shallow)
+        main = self.cls(deep, self.ppm.levels(deep) if self.use_ppm else ())
+        return main, self.aux(shallow) if self.training and hasattr(self, "aux") else None
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        criterion = self.criterion
+        if type(criterion) is not nn.CrossEntropyLoss:
+            full = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=self.align_corners)
+            return criterion(full, target)
+        return ops.upsample_cross_entropy(
+            logits,
+            target,
+            weight=criterion.weight,
+            ignore_index=criterion.ignore_index,
+            label_smoothing=criterion.label_smoothing,
+            align_corners=self.align_corners,
+            reduction=criterion.reduction,
+        )
+
+
+def _one_of(name: str, value: object, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"PSPNet: {name} must be one of {', '.join(map(str, allowed))}, got {value!r}")

@@ -1,0 +1,80 @@
+"""The pyramid pooling module (arXiv 1612.01105, section 3.2) and the two segmentation heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from psp_fast import ops
+from psp_fast.nn import batch_norm_relu, conv_bn_relu, synced_group
+
+
+class PyramidPooling(nn.Module):
+    """Pools a map to b x b cells for every b in bins and reduces each level's channels by a 1x1 convolution, batch norm and ReLU.
+
+    Args:
+        in_channels: channels of the map.
+        reduced_channels: channels of each level; None leaves the pooled maps as they are (the paper's rows without DR).
+        bins: side of each level in cells.
+        pool: "avg" or "max".
+        align_corners: how `forward` upsamples the levels.
+    """
+
+    def __init__(
+        self, in_channels: int, reduced_channels: int | None, bins: Sequence[int], pool: str, align_corners: bool
+    ) -> None:
+        super().__init__()
+        self.bins, self.pool, self.align_corners = tuple(bins), pool, align_corners
+        self.reduce = reduced_channels is not None
+        adaptive_pool = nn.AdaptiveAvgPool2d if pool == "avg" else nn.AdaptiveMaxPool2d
+        self.features = nn.ModuleList()
+        for b in self.bins:
+            level: list[nn.Module] = [adaptive_pool(b)]
+            if reduced_channels is not None:
+                conv = nn.Conv2d(in_channels, reduced_channels, 1, bias=False)
+                level += [conv, nn.BatchNorm2d(reduced_channels), nn.ReLU(inplace=True)]
+            self.features.append(nn.Sequential(*level))
+        self.out_channels = in_channels + len(self.bins) * (reduced_channels or in_channels)
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """The levels of x (N, C, H, W), each (N, C_b, b, b), coarsest resolution first as in bins."""
+        pooled = ops.pyramid_pool(x, self.bins, self.pool)
+        if not self.reduce:
+            return list(pooled)
+        levels = []
+        for i, (p, (_, conv, bn, _)) in enumerate(zip(pooled, self.features, strict=True)):
+            if p.numel() == p.shape[1] and bn.training and synced_group(bn) is None:
+                raise ValueError(
+                    f"ppm.features.{i}.2: batch norm of bin {self.bins[i]} sees one value per channel with a batch of 1 in training: "
+                    "use a larger batch, several processes with SyncBatchNorm, or put ppm in eval mode"
+                )
+            levels.append(conv_bn_relu(p, conv, bn))
+        return levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x and its upsampled levels, concatenated: (N, out_channels, H, W)."""
+        return ops.upsample_concat(x, self.levels(x), self.align_corners)
+
+
+class Head(nn.Sequential):
+    """3x3 convolution, batch norm, ReLU, dropout of whole channels, 1x1 classifier."""
+
+    def __init__(self, in_channels: int, channels: int, classes: int, dropout: float, align_corners: bool) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Dropout2d(dropout),
+            nn.Conv2d(channels, classes, 1),
+        )
+        self.align_corners = align_corners
+
+    def forward(self, x: Tensor, pyramid: Sequence[Tensor] = ()) -> Tensor:  # type: ignore[override]
+        """Logits (N, classes, H, W) of x (N, C, H, W) with the levels of its pyramid, which are never upsampled and stored."""
+        conv, bn, _, dropout, classifier = self
+        if pyramid:
+            x = ops.pyramid_conv3x3(x, pyramid, conv.weight, self.align_corners)
+        else:
+            x = conv(x)
+        return classifier(dropout(batch_norm_relu(bn, x)))

@@ -1,0 +1,21 @@
+"""The ops under every hot path of PSPNet. `reference.<name>` is the same function in plain PyTorch."""
+
+from psp_fast.ops.reference import (
+    conv1x1_bn_relu,
+    pyramid_conv3x3,
+    pyramid_pool,
+    sync_batch_norm_relu,
+    upsample_argmax,
+    upsample_concat,
+    upsample_cross_entropy,
+)
+
+__all__ = [
+    "conv1x1_bn_relu",
+    "pyramid_conv3x3",
+    "pyramid_pool",
+    "sync_batch_norm_relu",
+    "upsample_argmax",
+    "upsample_concat",
+    "upsample_cross_entropy",
+]

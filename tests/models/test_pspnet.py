@@ -1,0 +1,202 @@
+"""PSPNet's options, sizes and errors; its numbers are compared with semseg's in test_semseg_parity.py."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from psp_fast import PSPNet
+from psp_fast.errors import CheckpointError
+
+
+def make(**options):
+    torch.manual_seed(0)
+    return PSPNet(**{"layers": 18, "classes": 5, "pretrained": False, "dropout": 0.0, **options})
+
+
+def batch(height=57, width=73, classes=5, n=2):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(n, 3, height, width, generator=generator)
+    return images, torch.randint(0, classes, (n, height, width), generator=generator)
+
+
+@pytest.mark.parametrize("layers", [18, 34, 50, 101, 152, 269])
+def test_blocks_of_every_depth(layers):
+    blocks = {18: 8, 34: 16, 50: 16, 101: 33, 152: 50, 269: 89}[layers]
+    with torch.device("meta"):
+        model = PSPNet(layers=layers, classes=3, pretrained=False)
+    assert sum(len(getattr(model, f"layer{i}")) for i in range(1, 5)) == blocks
+    convs = sum(isinstance(m, nn.Conv2d) for n, m in model.named_modules() if ".conv" in n)
+    assert convs == blocks * (2 if layers < 50 else 3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 31), (57, 73), (64, 50), (120, 17)])
+def test_any_size_gives_logits_and_label_map_of_that_size(height, width):
+    model = make().eval()
+    images, _ = batch(height, width)
+    with torch.no_grad():
+        logits = model(images)
+    labels = model.predict(images)
+    assert logits.shape == (2, 5, height, width)
+    assert labels.dtype == torch.uint8
+    assert torch.equal(labels.long(), logits.argmax(1))
+
+
+@pytest.mark.parametrize("zoom_factor", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [(57, 73), (60, 50)])
+def test_zoom_factor_sets_the_size_of_the_output(zoom_factor, size):
+    model = make(zoom_factor=zoom_factor)
+    height, width = (57, 73) if size == (57, 73) else (60, 50)
+    expected = size if zoom_factor == 8 else ((height - 1) // 8 * zoom_factor + 1, (width - 1) // 8 * zoom_factor + 1)
+    images, _ = batch(*size)
+    assert model.eval()(images).shape[2:] == expected
+    argmax, main, aux = model.train()(images, torch.zeros(2, *expected, dtype=torch.int64))
+    assert argmax.shape == (2, *expected)
+    assert main.isfinite() and aux.isfinite()
+
+
+def test_training_returns_semsegs_tuple():
+    model = make().train()
+    images, labels = batch()
+    labels[0, :20] = 255
+    argmax, main, aux = model(images, labels)
+    assert argmax.dtype == torch.int64
+    logits, aux_logits = model._logits(images)
+    for loss, low in ((main, logits), (aux, aux_logits)):
+        full = F.interpolate(low, labels.shape[1:], mode="bilinear", align_corners=True)
+        torch.testing.assert_close(loss, F.cross_entropy(full, labels, ignore_index=255), rtol=1e-4, atol=1e-5)
+    (main + 0.4 * aux).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("stem", "channels", "kernel"), [("deep", 128, 3), ("torchvision", 64, 7)])
+def test_stems(stem, channels, kernel):
+    model = make(stem=stem)
+    images, _ = batch()
+    assert model.layer0[0].kernel_size == (kernel, kernel)
+    assert model.layer0(images).shape == (2, channels, 15, 19)
+    torch.testing.assert_close(model.layer0(images), nn.Sequential(*make(stem=stem).layer0)(images))
+
+
+@pytest.mark.parametrize(("dilation", "rates"), [("semseg", [[2, 2, 2], [4, 4, 4]]), ("mmseg", [[1, 2, 2], [2, 4, 4]])])
+def test_dilation_styles_of_bottlenecks(dilation, rates):
+    with torch.device("meta"):
+        model = PSPNet(layers=50, classes=3, pretrained=False, dilation=dilation)
+    found = [[block.conv2.dilation[0] for block in list(stage)[:3]] for stage in (model.layer3, model.layer4)]
+    assert found == rates
+    assert all(m.stride == (1, 1) for stage in (model.layer3, model.layer4) for m in stage.modules() if isinstance(m, nn.Conv2d))
+
+
+@pytest.mark.parametrize(("output_stride", "side"), [(8, 13), (16, 7)])
+@pytest.mark.parametrize("layers", [18, 50])
+def test_output_stride(layers, output_stride, side):
+    model = make(layers=layers, output_stride=output_stride).eval()
+    with torch.no_grad():
+        assert model._logits(batch(97, 97)[0])[0].shape[2:] == (side, side)
+
+
+@pytest.mark.parametrize(
+    ("options", "channels"),
+    [
+        ({}, 512 + 4 * 128),
+        ({"bins": (1,)}, 512 + 512),
+        ({"dim_reduction": False}, 512 * 5),
+        ({"use_ppm": False}, 512),
+        ({"pool": "max"}, 512 + 4 * 128),
+        ({"bins": (1, 2, 3), "align_corners": False}, 512 + 3 * 170),
+    ],
+)
+def test_pyramid_options(options, channels):
+    model = make(**options).train()
+    assert model.cls[0].weight.shape == (128, channels, 3, 3)
+    _, main, _ = model(*batch())
+    main.backward()
+    assert model.cls[0].weight.grad.isfinite().all()
+
+
+def test_pyramid_module_concatenates_as_semsegs():
+    model = make(pool="max", align_corners=False).eval()
+    x = torch.randn(2, 512, 9, 11)
+    levels = [f(x) for f in model.ppm.features]
+    upsampled = [F.interpolate(p, (9, 11), mode="bilinear", align_corners=False) for p in levels]
+    torch.testing.assert_close(model.ppm(x), torch.cat([x, *upsampled], 1), rtol=1e-4, atol=1e-5)
+
+
+def test_without_auxiliary_head_its_loss_is_zero():
+    model = make(aux=False).train()
+    _, main, aux = model(*batch())
+    assert aux == 0
+    assert not any(key.startswith("aux") for key in model.state_dict())
+    (main + 0.4 * aux).backward()
+
+
+def test_criterion_options_and_other_losses():
+    images, labels = batch()
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0]), ignore_index=0, label_smoothing=0.1)
+    class Twice(nn.CrossEntropyLoss):
+        def forward(self, logits, target):
+            return 2 * super().forward(logits, target)
+
+    twice = Twice(weight=weighted.weight, ignore_index=0, label_smoothing=0.1)
+    _, fused, _ = make(criterion=weighted).train()(images, labels)
+    _, plain, _ = make(criterion=twice).train()(images, labels)
+    torch.testing.assert_close(2 * fused, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_all_pixels_ignored_gives_zero_loss_and_gradients():
+    model = make().train()
+    images, labels = batch()
+    _, main, aux = model(images, torch.full_like(labels, 255))
+    (main + aux).backward()
+    assert main == 0 and aux == 0
+    assert all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
+
+
+def test_batch_of_one_names_the_layer_and_the_way_out():
+    with pytest.raises(ValueError, match=r"ppm\.features\.0\.2.*batch of 1.*SyncBatchNorm"):
+        make().train()(*batch(n=1))
+    model = make().train()
+    model.ppm.eval()
+    model(*batch(n=1))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make(layers=20), "layers must be one of 18, 34, 50"),
+        (lambda: make(pool="min"), "pool must be one of avg, max"),
+        (lambda: make(zoom_factor=3), "zoom_factor must be one of"),
+        (lambda: make(classes=1), "classes must be at least 2"),
+        (lambda: make(bins=()), "bins must be one or more positive"),
+        (lambda: make(output_stride=32), "output_stride must be one of 8, 16"),
+        (lambda: make().train()(batch()[0]), "needs labels"),
+        (lambda: make().train()(batch()[0], batch(9, 9)[1]), r"labels must have shape \(2, 57, 73\)"),
+        (lambda: make().eval()(torch.zeros(2, 4, 9, 9)), r"images must have shape \(N, 3, H, W\)"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_predict_refuses_training_mode():
+    with pytest.raises(RuntimeError, match=r"model\.eval\(\)"):
+        make().train().predict(batch()[0])
+
+
+def test_missing_pretrained_weights_name_the_three_choices(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"initmodel/resnet18_v2\.pth.*pretrained='path'.*pretrained=False"):
+        make(pretrained=True)
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_channels_last_and_autocast_train(amp):
+    model = make().to(memory_format=torch.channels_last).train()
+    images, labels = batch()
+    plain = make().train()(images, labels)[1].detach()
+    with torch.autocast("cpu", amp, enabled=amp is not None):
+        _, main, aux = model(images.contiguous(memory_format=torch.channels_last), labels)
+    (main + aux).backward()
+    assert main.dtype == torch.float32
+    torch.testing.assert_close(main.detach(), plain, rtol=2e-2 if amp else 1e-4, atol=1e-4)
