@@ -12,7 +12,8 @@
 namespace psp_fast {
 namespace {  // internal linkage, as in cpu/scalar.h
 
-// True when the first element is picked: PyTorch's rule is the last NaN of a window in reading order, else its first maximum.
+// True when the first element is picked: PyTorch's rule is the last NaN of a window in reading order, else its first
+// maximum.
 template <class T>
 PSP_FAST_HOST_DEVICE inline bool picks(T value, int32_t index, T other, int32_t other_index) {
   const bool nan = value != value;

@@ -1,4 +1,5 @@
-// Names and argument lists of psp_fast._native. Arrays cross as addresses: the Python side has checked device, type, shape and strides.
+// Names and argument lists of psp_fast._native. Arrays cross as addresses: the Python side has checked device, type,
+// shape and strides.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -70,9 +71,9 @@ void pyramid_pool_cuda(const std::string& dtype, bool max, bool channels_last, u
   const PyramidPlanStorage host(static_cast<int32_t>(sizes[2]), static_cast<int32_t>(sizes[3]), bins);
   const std::vector<void*> level_pointers = pointers<void>(levels);
   const std::vector<int32_t*> index_pointers = pointers<int32_t>(indices);
-  kernel({dtype_named(dtype), max, channels_last, sizes[0], sizes[1], strides[0], strides[1], strides[2], strides[3], bins,
-          host.at(pointer<int32_t>(plan)), pointer<void>(map), level_pointers, index_pointers, pointer<float>(values),
-          pointer<int32_t>(places), pointer<void>(stream)});
+  kernel({dtype_named(dtype), max, channels_last, sizes[0], sizes[1], strides[0], strides[1], strides[2], strides[3],
+          bins, host.at(pointer<int32_t>(plan)), pointer<void>(map), level_pointers, index_pointers,
+          pointer<float>(values), pointer<int32_t>(places), pointer<void>(stream)});
 }
 
 template <PyramidPoolCudaKernel kernel>
@@ -111,7 +112,8 @@ PYBIND11_MODULE(_native, module) {
         const PyramidPlanStorage plan(height, width, bins);
         return py::make_tuple(plan.numbers(), plan.rectangles());
       },
-      "height"_a, "width"_a, "bins"_a, "How a map is cut, as numbers for the device, and how many rectangles it makes.");
+      "height"_a, "width"_a, "bins"_a,
+      "How a map is cut, as numbers for the device, and how many rectangles it makes.");
 #ifdef PSP_FAST_CUDA
   define_pyramid_pool_cuda<pyramid_pool_cuda_forward>(module, "pyramid_pool_forward_cuda");
   define_pyramid_pool_cuda<pyramid_pool_cuda_backward>(module, "pyramid_pool_backward_cuda");

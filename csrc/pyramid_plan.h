@@ -1,6 +1,7 @@
-// How a map is cut for pyramid pooling. The edges of all windows of all levels cut each axis into segments; a pair of segments is
-// an elementary rectangle, and every window is a block of whole rectangles. Windows are adaptive pooling's: window i of b covers
-// floor(i * L / b) to ceil((i + 1) * L / b) of an axis of length L, so that windows overlap where b does not divide L.
+// How a map is cut for pyramid pooling. The edges of all windows of all levels cut each axis into segments; a pair of
+// segments is an elementary rectangle, and every window is a block of whole rectangles. Windows are adaptive pooling's:
+// window i of b covers floor(i * L / b) to ceil((i + 1) * L / b) of an axis of length L, so that windows overlap where
+// b does not divide L.
 #pragma once
 
 #include <cstdint>

@@ -92,7 +92,9 @@ def _evaluate(arguments: list[str]) -> int:
     positional, options = _leading(arguments)
     checkpoint = _at_most_one(positional, "CHECKPOINT")
     usage = "psp-fast evaluate CHECKPOINT [--data.root DIR] [--data.val_list FILE] [--eval.mode slide] [--out DIR]"
-    config = _config_for(checkpoint, options, "psp-fast evaluate", usage, "Measure a trained network on a validation set.")
+    config = _config_for(
+        checkpoint, options, "psp-fast evaluate", usage, "Measure a trained network on a validation set."
+    )
 
     from psp_fast.engine import distributed, run
     from psp_fast.engine.evaluate import evaluate
@@ -104,7 +106,8 @@ def _evaluate(arguments: list[str]) -> int:
         dataset = build_dataset(config.data, "val")
         if tuple(dataset.classes) != tuple(trained.classes):
             raise ConfigError(
-                f"{checkpoint} was trained on the classes {', '.join(trained.classes)}, not on {', '.join(dataset.classes)}"
+                f"{checkpoint} was trained on the classes {', '.join(trained.classes)}, "
+                f"not on {', '.join(dataset.classes)}"
             )
         metrics = evaluate(trained.model, dataset, config, ranks)
     finally:
@@ -139,7 +142,8 @@ def _check_data(arguments: list[str]) -> int:
     parser = config_parser(
         "psp-fast check-data",
         "psp-fast check-data RECIPE [--data.root DIR] [--data.train_list FILE] [--out DIR]",
-        "Read every image and label of a recipe's data set and report what is wrong; the exit code is 1 if anything is.",
+        "Read every image and label of a recipe's data set and report what is wrong; the exit code is 1 if "
+        "anything is.",
     )
     recipe = _at_most_one(positional, "RECIPE") or "scenes"
     config = parse_config(parser, ["--config", str(recipe_file(recipe)), *options])

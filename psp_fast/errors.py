@@ -1,4 +1,4 @@
-"""The errors a user can cause. Their messages say what was wrong, where, and what to do; the command line prints them without a traceback."""
+"""The errors a user can cause. Messages say what was wrong, where, and what to do; the command line prints no traceback."""
 
 
 class PspFastError(Exception):

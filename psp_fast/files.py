@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a kill leaves the old file or the whole new one, never half of either."""
+"""Writing files so that a crash, a full disk or a kill leaves the old file or the whole new one."""
 
 from __future__ import annotations
 

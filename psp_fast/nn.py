@@ -13,13 +13,13 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm, optional residual sum and ReLU in one op, with statistics over all processes; the state_dict is nn.BatchNorm2d's.
+    """Batch norm, residual sum and ReLU in one op, statistics over all processes; the state_dict is nn.BatchNorm2d's.
 
     Args:
         num_features, eps, momentum, affine, track_running_stats: as in nn.BatchNorm2d.
         relu: apply ReLU last.
-        process_group: the processes whose batches count as one; None means all of them. Without torch.distributed, or with one
-            process, the statistics are this process's. Works on CPU (gloo) and CUDA (NCCL).
+        process_group: the processes whose batches count as one; None means all of them. Without torch.distributed, or
+            with one process, the statistics are this process's. Works on CPU (gloo) and CUDA (NCCL).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def convert_sync_batch_norm(module: _Module, process_group: dist.ProcessGroup | None = None) -> _Module:
-    """Replace every nn.BatchNorm2d and nn.SyncBatchNorm in module by SyncBatchNorm2d with the same parameters and buffers."""
+    """Replace every nn.BatchNorm2d and nn.SyncBatchNorm by SyncBatchNorm2d with the same parameters and buffers."""
     if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and not isinstance(module, SyncBatchNorm2d):
         synced = SyncBatchNorm2d(
             module.num_features,
@@ -98,7 +98,8 @@ def _batch_norm_arguments(bn: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> d
     group = synced_group(bn) if training else None
     if training and group is None and x.numel() == x.shape[1]:
         raise ValueError(
-            f"batch norm in training needs more than one value per channel, got an input of shape {tuple(x.shape)}: use a larger "
+            f"batch norm in training needs more than one value per channel, got an input of shape "
+            f"{tuple(x.shape)}: use a larger "
             "batch, several processes with SyncBatchNorm, or put this layer in eval mode"
         )
     momentum = bn.momentum

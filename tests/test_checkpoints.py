@@ -14,7 +14,14 @@ from psp_fast import PSPNet, load_checkpoint
 from psp_fast.checkpoints import read_checkpoint, save_checkpoint
 from psp_fast.errors import CheckpointError
 
-DEEP = {"layer0.0": "conv1", "layer0.1": "bn1", "layer0.3": "conv2", "layer0.4": "bn2", "layer0.6": "conv3", "layer0.7": "bn3"}
+DEEP = {
+    "layer0.0": "conv1",
+    "layer0.1": "bn1",
+    "layer0.3": "conv2",
+    "layer0.4": "bn2",
+    "layer0.6": "conv3",
+    "layer0.7": "bn3",
+}
 
 
 def make(seed=0, **options):
@@ -23,7 +30,9 @@ def make(seed=0, **options):
 
 
 def assert_same(model, state):
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items() if not key.endswith("tracked"))
+    assert all(
+        torch.equal(value, state[key]) for key, value in model.state_dict().items() if not key.endswith("tracked")
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -94,7 +103,7 @@ def test_unusable_files_are_named(tmp_path, monkeypatch):
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"a": 1}, tmp_path / "numbers.pth")
     torch.save({"a": Hostile()}, tmp_path / "hostile.pth")
-    (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"a": Hostile()}))
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"a": Hostile()}, protocol=2))
     for name in ("missing", "cut", "text", "empty", "list", "numbers", "hostile", "pickle"):
         with pytest.raises(CheckpointError, match=rf"{name}\.pth"):
             load_checkpoint(make(2), tmp_path / f"{name}.pth")
@@ -127,7 +136,9 @@ except CheckpointError as error:
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="the limit on file sizes is POSIX's")
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     path = tmp_path / "last.pth"
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, timeout=120, check=True
+    )
     assert f"cannot write checkpoint {path} (the previous checkpoint there is untouched)" in done.stdout
     assert "free disk space" in done.stdout
     assert read_checkpoint(path)["step"] == 1

@@ -16,7 +16,12 @@ def parse(*arguments):
 def test_defaults_are_the_papers():
     config = parse()
     assert config == Config()
-    assert (config.optim.lr, config.optim.power, config.optim.momentum, config.optim.weight_decay) == (0.01, 0.9, 0.9, 1e-4)
+    assert (config.optim.lr, config.optim.power, config.optim.momentum, config.optim.weight_decay) == (
+        0.01,
+        0.9,
+        0.9,
+        1e-4,
+    )
     assert (config.optim.head_lr_factor, config.train.aux_weight, config.train.batch_size) == (10, 0.4, 16)
     assert (config.augment.crop, config.augment.scale, config.augment.degrees) == ((473, 473), (0.5, 2.0), 10)
 
@@ -32,8 +37,15 @@ def test_shipped_recipes_parse_and_survive_saving(recipe, tmp_path):
 
 def test_options_override_recipes_and_later_recipes_earlier_ones(tmp_path):
     (tmp_path / "mine.yaml").write_text("train: {steps: 7, seed: 3}\noptim: {clip_grad_norm: 5}\n")
-    config = parse("--config", str(recipe_file("scenes")), "--config", str(tmp_path / "mine.yaml"), "--train.steps", "9")
-    assert (config.train.steps, config.train.seed, config.optim.clip_grad_norm, config.data.dataset) == (9, 3, 5.0, "scenes")
+    config = parse(
+        "--config", str(recipe_file("scenes")), "--config", str(tmp_path / "mine.yaml"), "--train.steps", "9"
+    )
+    assert (config.train.steps, config.train.seed, config.optim.clip_grad_norm, config.data.dataset) == (
+        9,
+        3,
+        5.0,
+        "scenes",
+    )
 
 
 @pytest.mark.parametrize(

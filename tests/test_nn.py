@@ -1,17 +1,15 @@
 """Batch norm, residual and ReLU in one call, in one process and in several."""
 
 import copy
-import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from psp_fast import PSPNet
 from psp_fast.nn import SyncBatchNorm2d, batch_norm_relu, conv_bn_relu, convert_sync_batch_norm
+from tests.processes import run_ranks
 
 
 def lively(bn):
@@ -66,26 +64,6 @@ def test_convert_keeps_parameters_statistics_and_keys():
     assert converted.layer1[0].bn1.weight is model.layer1[0].bn1.weight
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def run_ranks(function, world, *arguments):
-    mp.spawn(_rank, (function, world, free_port(), arguments), nprocs=world)
-
-
-def _rank(rank, function, world, port, arguments):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    try:
-        function(rank, *arguments)
-    finally:
-        dist.destroy_process_group()
-
-
 def _data():
     torch.manual_seed(3)
     x = torch.randn(5, 6, 4, 3, dtype=torch.float64) * torch.linspace(1, 9, 6).view(1, -1, 1, 1).double() + 4
@@ -114,7 +92,7 @@ def _check_against_whole_batch(rank, bn, module_call):
         torch.testing.assert_close(bn.state_dict()[key], value, rtol=1e-9, atol=1e-9)
 
 
-def _sync_modules(rank):
+def _sync_modules(rank, world):
     torch.manual_seed(0)
     ours = SyncBatchNorm2d(6, relu=True).double()
     theirs = nn.SyncBatchNorm(6).double()  # torch's own module runs on CPU through our op
@@ -122,18 +100,23 @@ def _sync_modules(rank):
         _check_against_whole_batch(rank, bn, lambda bn, x, r: batch_norm_relu(bn, x, residual=r))
     frozen = lively(SyncBatchNorm2d(6)).double().eval()
     x = torch.randn(2, 6, 3, 3).double()
-    torch.testing.assert_close(frozen(x), nn.functional.batch_norm(x, frozen.running_mean, frozen.running_var, frozen.weight, frozen.bias))
+    torch.testing.assert_close(
+        frozen(x), nn.functional.batch_norm(x, frozen.running_mean, frozen.running_var, frozen.weight, frozen.bias)
+    )
 
 
 def test_two_processes_normalise_as_one_batch():
     run_ranks(_sync_modules, 2)
 
 
-def _semsegs_flow(rank, folder):
+def _semsegs_flow(rank, world, folder):
     """What semseg's train.py does with the model, on two processes."""
     torch.manual_seed(0)
     model = PSPNet(layers=18, classes=4, dropout=0.0, pretrained=False, criterion=nn.CrossEntropyLoss(ignore_index=255))
-    groups = [{"params": m.parameters(), "lr": 0.01} for m in (model.layer0, model.layer1, model.layer2, model.layer3, model.layer4)]
+    groups = [
+        {"params": m.parameters(), "lr": 0.01}
+        for m in (model.layer0, model.layer1, model.layer2, model.layer3, model.layer4)
+    ]
     groups += [{"params": m.parameters(), "lr": 0.1} for m in (model.ppm, model.cls, model.aux)]
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=1e-4)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

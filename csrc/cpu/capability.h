@@ -8,8 +8,8 @@ namespace psp_fast {
 
 enum class Capability { kBaseline, kAvx2, kAvx512 };
 
-// The one in use: the environment variable PSP_FAST_CPU (read at first use), else the best that this CPU and this build have.
-// Throws std::invalid_argument when PSP_FAST_CPU names one that this CPU or this build lacks.
+// The one in use: the environment variable PSP_FAST_CPU (read at first use), else the best that this CPU and this build
+// have. Throws std::invalid_argument when PSP_FAST_CPU names one that this CPU or this build lacks.
 Capability capability();
 std::string capability_name();
 

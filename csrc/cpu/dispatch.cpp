@@ -4,10 +4,10 @@
 #include "cpu/capability.h"
 #include "cpu/pyramid_pool.h"
 
-#define PSP_FAST_DECLARE_KERNELS(cpu)                        \
-  namespace psp_fast::cpu {                                  \
-  void pyramid_pool_forward(const PyramidPoolArgs& args);    \
-  void pyramid_pool_backward(const PyramidPoolArgs& args);   \
+#define PSP_FAST_DECLARE_KERNELS(cpu)                      \
+  namespace psp_fast::cpu {                                \
+  void pyramid_pool_forward(const PyramidPoolArgs& args);  \
+  void pyramid_pool_backward(const PyramidPoolArgs& args); \
   }
 
 PSP_FAST_DECLARE_KERNELS(baseline)

@@ -23,7 +23,8 @@ template <class T>
 class Scratch {
  public:
   Scratch(int64_t owners, int64_t count)
-      : stride_((count * static_cast<int64_t>(sizeof(T)) + kLine - 1) / kLine * kLine / static_cast<int64_t>(sizeof(T))),
+      : stride_((count * static_cast<int64_t>(sizeof(T)) + kLine - 1) / kLine * kLine /
+                static_cast<int64_t>(sizeof(T))),
         data_(static_cast<T*>(::operator new(static_cast<std::size_t>(owners * stride_) * sizeof(T), kAlign))) {}
   ~Scratch() { ::operator delete(data_, kAlign); }
   Scratch(const Scratch&) = delete;

@@ -1,6 +1,6 @@
-// Compiled once for each instruction set, into the namespace PSP_FAST_CPU. All else in this file has internal linkage, and nothing of
-// the standard library that would be emitted as a shared inline function may be used: the linker keeps one copy of those, and it could be
-// the one for another instruction set.
+// Compiled once for each instruction set, into the namespace PSP_FAST_CPU. All else in this file has internal linkage,
+// and nothing of the standard library that would be emitted as a shared inline function may be used: the linker keeps
+// one copy of those, and it could be the one for another instruction set.
 #include "cpu/pyramid_reduce.h"
 #include "cpu/pyramid_tasks.h"
 
@@ -9,8 +9,9 @@ namespace {
 
 // Merges the rectangles of one window; rectangle q's lanes are at rectangle.at(q * step).
 template <class R>
-[[gnu::always_inline]] inline void merge_window(const PyramidPlan& plan, int32_t level, int32_t i, int32_t j, typename R::State result,
-                  typename R::State rectangle, int64_t step, int64_t lanes) {
+[[gnu::always_inline]] inline void merge_window(const PyramidPlan& plan, int32_t level, int32_t i, int32_t j,
+                                                typename R::State result, typename R::State rectangle, int64_t step,
+                                                int64_t lanes) {
   const int32_t* rows = plan.row.window + 2 * (plan.first[level] + i);
   const int32_t* columns = plan.column.window + 2 * (plan.first[level] + j);
   R::start(result, lanes, plan.row.edge[rows[0]] * plan.column.length + plan.column.edge[columns[0]], 0);
@@ -21,37 +22,52 @@ template <class R>
   }
 }
 
-// Levels of (N, C, b, b): each (n, c) plane is one task.
+// The rectangles of one plane; rectangle q goes to box.at(q * step).
+template <class T, class R>
+void reduce_plane(const PyramidPoolArgs& args, int64_t plane, typename R::State column, typename R::State box,
+                  int64_t step) {
+  const AxisPlan& rows = args.plan.row;
+  const AxisPlan& columns = args.plan.column;
+  const T* x = static_cast<const T*>(args.map) + plane / args.c * args.stride_n + plane % args.c * args.stride_c;
+  for (int32_t r = 0; r < rows.segments; ++r) {
+    const int32_t h = rows.edge[r];
+    R::rows(column, columns.length, x + h * args.stride_h, args.stride_h, rows.edge[r + 1] - h, h * columns.length);
+    for (int32_t s = 0; s < columns.segments; ++s) {
+      const int32_t w = columns.edge[s];
+      R::collapse(box.at((static_cast<int64_t>(r) * columns.segments + s) * step), column.at(w),
+                  columns.edge[s + 1] - w);
+    }
+  }
+}
+
+// Levels of (N, C, b, b): a task is a group of up to kGroup (n, c) planes, whose windows are merged side by side.
 template <class T, class R>
 void forward_planes(const PyramidPoolArgs& args) {
+  constexpr int64_t kGroup = 16;
   const PyramidPlan& plan = args.plan;
-  const int32_t width = plan.column.length;
-  const int64_t planes = args.n * args.c;
-  const typename R::Memory columns(args.threads, width), boxes(args.threads, rectangles(plan));
+  const int64_t planes = args.n * args.c, wanted = planes / (2 * args.threads);
+  const int64_t group = wanted < 1 ? 1 : wanted > kGroup ? kGroup : wanted;
+  const typename R::Memory columns(args.threads, plan.column.length), boxes(args.threads, rectangles(plan) * kGroup);
+  const typename R::Memory results(args.threads, kGroup);
   const Areas<typename R::A> areas(plan);
-#pragma omp parallel for num_threads(args.threads) schedule(dynamic, 8)
-  for (int64_t plane = 0; plane < planes; ++plane) {
-    const T* x = static_cast<const T*>(args.map) + plane / args.c * args.stride_n + plane % args.c * args.stride_c;
-    const typename R::State column = columns.of(thread_index());
-    const typename R::State box = boxes.of(thread_index());
-    for (int32_t r = 0; r < plan.row.segments; ++r) {
-      const int32_t h = plan.row.edge[r];
-      R::rows(column, width, x + h * args.stride_h, args.stride_h, plan.row.edge[r + 1] - h, h * width);
-      for (int32_t s = 0; s < plan.column.segments; ++s) {
-        const int32_t w = plan.column.edge[s];
-        R::collapse(box.at(static_cast<int64_t>(r) * plan.column.segments + s), column.at(w), plan.column.edge[s + 1] - w);
-      }
+  for (int thread = 0; thread < args.threads; ++thread) R::start(boxes.of(thread), rectangles(plan) * kGroup, 0, 0);
+#pragma omp parallel for num_threads(args.threads) schedule(dynamic)
+  for (int64_t first = 0; first < planes; first += group) {
+    const int64_t count = planes - first < group ? planes - first : group;
+    const typename R::State box = boxes.of(thread_index()), result = results.of(thread_index());
+    for (int64_t p = 0; p < count; ++p) {
+      reduce_plane<T, R>(args, first + p, columns.of(thread_index()), box.at(p), kGroup);
     }
-    typename R::One result;
     for (int32_t level = 0; level < plan.levels; ++level) {
       const int32_t b = plan.bins[level];
-      const typename R::A* area = areas.of(cells_before(plan, level));
-      int64_t at = plane * b * b;
-      for (int32_t i = 0; i < b; ++i) {
-        for (int32_t j = 0; j < b; ++j, ++at) {
-          merge_window<R>(plan, level, i, j, result.state(), box, 1, 1);
-          R::finish(static_cast<T*>(args.levels[level]) + at, args.max ? args.indices[level] + at : nullptr, result.state(),
-                    1, *area++);
+      const int64_t cells = static_cast<int64_t>(b) * b;
+      for (int64_t cell = 0; cell < cells; ++cell) {
+        merge_window<R>(plan, level, static_cast<int32_t>(cell / b), static_cast<int32_t>(cell % b), result, box,
+                        kGroup, kGroup);
+        for (int64_t p = 0; p < count; ++p) {
+          const int64_t at = (first + p) * cells + cell;
+          R::finish(static_cast<T*>(args.levels[level]) + at, args.max ? args.indices[level] + at : nullptr,
+                    result.at(p), 1, *areas.of(cells_before(plan, level) + cell));
         }
       }
     }
@@ -74,10 +90,10 @@ void forward_channels_last(const PyramidPoolArgs& args) {
       const BlockTask t(args, tasks, index);
       const T* x = static_cast<const T*>(args.map);
       const typename R::State sum = box.at((index / tasks.blocks) * args.c + t.c);
-      R::start(sum, t.lanes, t.h * plan.column.length + t.w, 0);
-      for (int32_t h = t.h; h < t.h_end; ++h) {
-        R::add(sum, t.lanes, x + t.offset(args, h, t.w), args.stride_w, t.w_end - t.w, h * plan.column.length + t.w);
-      }
+      const int32_t pixel = t.h * plan.column.length + t.w;
+      R::start(sum, t.lanes, pixel, 0);
+      R::add(sum, t.lanes, x + t.offset(args, t.h, t.w), args.stride_h, args.stride_w, t.h_end - t.h, t.w_end - t.w,
+             pixel, plan.column.length);
     }
     for (int32_t level = 0; level < plan.levels; ++level) {
       const int64_t b = plan.bins[level];
@@ -87,7 +103,8 @@ void forward_channels_last(const PyramidPoolArgs& args) {
         const typename R::State result = results.of(thread_index());
         merge_window<R>(plan, level, i, j, result, box.at(cell / (b * b) * tasks.rectangles * args.c), args.c, args.c);
         R::finish(static_cast<T*>(args.levels[level]) + cell * args.c,
-                  args.max ? args.indices[level] + cell * args.c : nullptr, result, args.c, *areas.of(cells_before(plan, level) + i * b + j));
+                  args.max ? args.indices[level] + cell * args.c : nullptr, result, args.c,
+                  *areas.of(cells_before(plan, level) + i * b + j));
       }
     }
   }

@@ -1,4 +1,5 @@
-// Gradients of pyramid pooling; compiled and linked as pyramid_pool.cpp is. Every element of the gradient is written once, by one thread.
+// Gradients of pyramid pooling; compiled and linked as pyramid_pool.cpp is. Every element of the gradient is written
+// once, by one thread.
 #include "cpu/parallel.h"
 #include "cpu/pyramid_tasks.h"
 #include "cpu/scalar.h"
@@ -6,10 +7,12 @@
 namespace psp_fast {
 namespace {
 
-int64_t cells_of(const PyramidPlan& plan, int32_t level) { return static_cast<int64_t>(plan.bins[level]) * plan.bins[level]; }
+int64_t cells_of(const PyramidPlan& plan, int32_t level) {
+  return static_cast<int64_t>(plan.bins[level]) * plan.bins[level];
+}
 
-// Calls f(level, cell, first) for every cell that covers the rectangle of segments (r, s); cell counts within its level, `first` is
-// the number of cells of earlier levels.
+// Calls f(level, cell, first) for every cell that covers the rectangle of segments (r, s); cell counts within its
+// level, `first` is the number of cells of earlier levels.
 template <class F>
 void for_covering_cells(const PyramidPlan& plan, int32_t r, int32_t s, F f) {
   int64_t first = 0;
@@ -24,7 +27,8 @@ void for_covering_cells(const PyramidPlan& plan, int32_t r, int32_t s, F f) {
 
 // One plane of an average's gradient. It is the same all over a rectangle: add up its cells once, then copy lines.
 template <class T, class A>
-void backward_average_plane(const PyramidPoolArgs& args, const Areas<A>& areas, int64_t plane, T* dx, A* share, T* line) {
+void backward_average_plane(const PyramidPoolArgs& args, const Areas<A>& areas, int64_t plane, T* dx, A* share,
+                            T* line) {
   const PyramidPlan& plan = args.plan;
   for (int32_t level = 0; level < plan.levels; ++level) {
     const int64_t first = cells_before(plan, level), cells = cells_of(plan, level);

@@ -19,10 +19,6 @@ struct Sum {
     A* value;
     State at(int64_t k) const { return {value + k}; }
   };
-  struct One {  // a state of one lane
-    A value;
-    State state() { return {&value}; }
-  };
   struct Memory {
     Scratch<A> value;
     Memory(int64_t owners, int64_t count) : value(owners, count) {}
@@ -33,19 +29,19 @@ struct Sum {
     for (int64_t k = 0; k < lanes; ++k) s.value[k] = 0;
   }
 
-  // Adds `count` vectors of `lanes`, `stride` apart, as they come.
-  static void add(State s, int64_t lanes, const T* x, int64_t stride, int64_t count, int32_t) {
+  // Adds a rectangle of pixels of `lanes` channels.
+  static void add(State s, int64_t lanes, const T* x, int64_t stride_h, int64_t stride_w, int32_t height, int32_t width,
+                  int32_t, int32_t) {
     A* __restrict value = s.value;
-    int64_t i = 0;
-    for (; i + 4 <= count; i += 4) {
-      const T* a = x + i * stride;
-      const T* b = a + stride;
-      const T* c = b + stride;
-      const T* d = c + stride;
+    const auto pixel = [=](int32_t i) { return x + i / width * stride_h + i % width * stride_w; };
+    const int32_t pixels = height * width;
+    int32_t i = 0;
+    for (; i + 4 <= pixels; i += 4) {
+      const T *a = pixel(i), *b = pixel(i + 1), *c = pixel(i + 2), *d = pixel(i + 3);
       for (int64_t k = 0; k < lanes; ++k) value[k] += (load(a + k) + load(b + k)) + (load(c + k) + load(d + k));
     }
-    for (; i < count; ++i) {
-      const T* a = x + i * stride;
+    for (; i < pixels; ++i) {
+      const T* a = pixel(i);
       for (int64_t k = 0; k < lanes; ++k) value[k] += load(a + k);
     }
   }
@@ -57,13 +53,25 @@ struct Sum {
     rows_by<1>(s.value, lanes, x, stride, count);
   }
 
+  // Four blocks of L lanes at a time, so that memory is read in order; the last ones overlap those before.
   template <int L>
   static void rows_by(A* value, int64_t lanes, const T* x, int64_t stride, int64_t count) {
-    for (int64_t k = 0; k < lanes; k += L) {
-      const int64_t from = k + L <= lanes ? k : lanes - L;  // the last block overlaps the one before
-      typename Lanes<A, L>::type sum{};
-      for (int64_t i = 0; i < count; ++i) add_lanes<L>(sum, x + i * stride + from);
-      std::memcpy(value + from, &sum, sizeof sum);
+    const int64_t last = lanes - L;
+    for (int64_t k = 0; k < lanes; k += 4 * L) {
+      const int64_t at[4] = {k < last ? k : last, k + L < last ? k + L : last, k + 2 * L < last ? k + 2 * L : last,
+                             k + 3 * L < last ? k + 3 * L : last};
+      typename Lanes<A, L>::type a{}, b{}, c{}, d{};
+      for (int64_t i = 0; i < count; ++i) {
+        const T* row = x + i * stride;
+        add_lanes<L>(a, row + at[0]);
+        add_lanes<L>(b, row + at[1]);
+        add_lanes<L>(c, row + at[2]);
+        add_lanes<L>(d, row + at[3]);
+      }
+      std::memcpy(value + at[0], &a, sizeof a);
+      std::memcpy(value + at[1], &b, sizeof b);
+      std::memcpy(value + at[2], &c, sizeof c);
+      std::memcpy(value + at[3], &d, sizeof d);
     }
   }
 
@@ -97,11 +105,6 @@ struct Maximum {
     int32_t* index;
     State at(int64_t k) const { return {value + k, index + k}; }
   };
-  struct One {
-    A value;
-    int32_t index;
-    State state() { return {&value, &index}; }
-  };
   struct Memory {
     Scratch<A> value;
     Scratch<int32_t> index;
@@ -116,8 +119,12 @@ struct Maximum {
     }
   }
 
-  static void add(State s, int64_t lanes, const T* x, int64_t stride, int64_t count, int32_t index) {
-    for (int64_t i = 0; i < count; ++i) take<0>(s, lanes, x + i * stride, index + static_cast<int32_t>(i));
+  static void add(State s, int64_t lanes, const T* x, int64_t stride_h, int64_t stride_w, int32_t height, int32_t width,
+                  int32_t index, int32_t index_step) {
+    for (int32_t h = 0; h < height; ++h) {
+      for (int32_t w = 0; w < width; ++w)
+        take<0>(s, lanes, x + h * stride_h + w * stride_w, index + h * index_step + w);
+    }
   }
 
   static void rows(State s, int64_t lanes, const T* x, int64_t stride, int64_t count, int32_t index) {

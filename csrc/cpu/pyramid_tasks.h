@@ -7,7 +7,7 @@
 namespace psp_fast {
 namespace {
 
-constexpr int64_t kLanes = 2048;           // channels a channels-last task handles at a time: their sums stay in the L1 cache
+constexpr int64_t kLanes = 2048;  // channels a channels-last task handles at a time: their sums stay in the L1 cache
 
 // The number of cells of all levels before `level`.
 [[maybe_unused]] int64_t cells_before(const PyramidPlan& plan, int32_t level) {

@@ -1,5 +1,5 @@
-// Element access for the CPU kernels. Everything here has internal linkage: each copy of a kernel is compiled for another instruction
-// set, and the linker must not share inline functions between them.
+// Element access for the CPU kernels. Everything here has internal linkage: each copy of a kernel is compiled for
+// another instruction set, and the linker must not share inline functions between them.
 #pragma once
 
 #include <cstdint>

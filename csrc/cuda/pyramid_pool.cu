@@ -1,8 +1,7 @@
 // Forward: one kernel reduces every elementary rectangle (values, places), a second merges rectangles into windows.
-// Backward gathers, so that every element is written once and results do not depend on timing: an average's gradient is the same all
-// over a rectangle, a maximum's asks the cells over each pixel whether they picked it.
+// Backward gathers, so that every element is written once and results do not depend on timing: an average's gradient is
+// the same all over a rectangle, a maximum's asks the cells over each pixel whether they picked it.
 #include "cuda/pyramid_pool.h"
-
 #include "cuda/scalar.cuh"
 #include "maximum.h"
 
@@ -20,8 +19,11 @@ struct Shape {
   PyramidPlan plan;
   bool channels_last;
 
-  __host__ __device__ int64_t rectangles() const { return static_cast<int64_t>(plan.row.segments) * plan.column.segments; }
-  // Where rectangle q of (image, channel) is in the scratch arrays: channels are neighbours where they are so in the map.
+  __host__ __device__ int64_t rectangles() const {
+    return static_cast<int64_t>(plan.row.segments) * plan.column.segments;
+  }
+  // Where rectangle q of (image, channel) is in the scratch arrays: channels are neighbours where they are so in the
+  // map.
   __device__ int64_t box(int64_t image, int64_t channel, int64_t q) const {
     return channels_last ? (image * rectangles() + q) * c + channel : (image * c + channel) * rectangles() + q;
   }
@@ -148,7 +150,8 @@ struct Maximum {
 
 // One warp a rectangle of a plane; `wide` lanes, a power of two, lie along a row.
 template <class T, class R>
-__global__ void __launch_bounds__(kThreads, kBlocksASm) reduce_planes(Shape shape, const T* map, float* values, int32_t* places, int wide) {
+__global__ void __launch_bounds__(kThreads, kBlocksASm)
+    reduce_planes(Shape shape, const T* map, float* values, int32_t* places, int wide) {
   const int lane = threadIdx.x % kWarp, column = lane % wide, row = lane / wide, tall = kWarp / wide;
   const int64_t rectangles = shape.rectangles(), planes = shape.n * shape.c;
   for (int64_t plane = blockIdx.x; plane < planes; plane += gridDim.x) {
@@ -171,7 +174,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksASm) reduce_planes(Shape shap
 
 // One block a rectangle and kWarp * V channels; the block's warps share the pixels out.
 template <class T, int V, class R>
-__global__ void __launch_bounds__(kThreads, kBlocksASm) reduce_channels_last(Shape shape, const T* map, float* values, int32_t* places) {
+__global__ void __launch_bounds__(kThreads, kBlocksASm)
+    reduce_channels_last(Shape shape, const T* map, float* values, int32_t* places) {
   __shared__ R parts[kRows][kWarp * V];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const ChannelTasks tasks(shape, kWarp * V);
@@ -240,7 +244,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksASm)
 
 // One thread a rectangle and channel; adds to values, unless these are the first levels.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksASm) gather_average(Shape shape, Levels<const T> levels, float* values) {
+__global__ void __launch_bounds__(kThreads, kBlocksASm)
+    gather_average(Shape shape, Levels<const T> levels, float* values) {
   const int64_t rectangles = shape.rectangles(), total = shape.n * shape.c * rectangles;
   for (int64_t k = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; k < total;
        k += gridDim.x * static_cast<int64_t>(kThreads)) {
@@ -316,7 +321,8 @@ __device__ float picked(const Shape& shape, const Levels<const T>& levels, int64
 
 // As spread_channels_last. Levels after the first few are added in the map's own type.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksASm) gather_maximum_channels_last(Shape shape, Levels<const T> levels, T* map) {
+__global__ void __launch_bounds__(kThreads, kBlocksASm)
+    gather_maximum_channels_last(Shape shape, Levels<const T> levels, T* map) {
   const ChannelTasks tasks(shape, kWarp);
   for (int64_t task = blockIdx.x; task < tasks.count; task += gridDim.x) {
     const ChannelTask at(shape, tasks, task);
@@ -332,7 +338,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksASm) gather_maximum_channels_
 
 // As spread_planes. Levels after the first few are added in the map's own type.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksASm) gather_maximum_planes(Shape shape, Levels<const T> levels, T* map) {
+__global__ void __launch_bounds__(kThreads, kBlocksASm)
+    gather_maximum_planes(Shape shape, Levels<const T> levels, T* map) {
   const int32_t width = shape.plan.column.length;
   for (int64_t plane = blockIdx.x; plane < shape.n * shape.c; plane += gridDim.x) {
     const int64_t image = plane / shape.c, channel = plane % shape.c;
@@ -421,7 +428,8 @@ void backward_average(const PyramidPoolCudaArgs& args) {
     const unsigned blocks = grid_for(ChannelTasks(shape, kWarp * V).count);
     spread_channels_last<T, V><<<blocks, kThreads, 0, stream>>>(shape, args.values, map);
   } else {
-    spread_channels_last<T, 1><<<grid_for(ChannelTasks(shape, kWarp).count), kThreads, 0, stream>>>(shape, args.values, map);
+    spread_channels_last<T, 1>
+        <<<grid_for(ChannelTasks(shape, kWarp).count), kThreads, 0, stream>>>(shape, args.values, map);
   }
   check_launch("pyramid_pool's gradient");
 }

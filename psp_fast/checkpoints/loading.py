@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from psp_fast.errors import CheckpointError
 
 _BACKBONE = ("layer0", "layer1", "layer2", "layer3", "layer4")
-_DEEP_STEM = {"conv1": "layer0.0", "bn1": "layer0.1", "conv2": "layer0.3", "bn2": "layer0.4", "conv3": "layer0.6", "bn3": "layer0.7"}
+_DEEP_STEM = {
+    "conv1": "layer0.0",
+    "bn1": "layer0.1",
+    "conv2": "layer0.3",
+    "bn2": "layer0.4",
+    "conv3": "layer0.6",
+    "bn3": "layer0.7",
+}
 _SHOWN = 8
 
 
@@ -21,7 +28,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint file, tensors on the CPU; only tensors and plain types are ever unpickled.
 
     Raises:
-        CheckpointError: missing, truncated, no checkpoint at all, or holding objects other than tensors and plain types.
+        CheckpointError: missing, truncated, no checkpoint at all, or holding objects other than tensors and plain
+            types.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,8 +48,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_checkpoint(model: nn.Module, path: str | Path, *, backbone_only: bool = False) -> None:
     """Load the weights in path into model, strictly.
 
-    Understands psp_fast's and semseg's files ({"state_dict": ...} or the state_dict itself, with or without "module."), semseg's
-    ImageNet weights and torchvision's ResNets. ImageNet weights fill the backbone and leave the heads as they are.
+    Understands psp_fast's and semseg's files ({"state_dict": ...} or the bare state_dict, with or without "module."),
+    semseg's ImageNet weights and torchvision's ResNets. ImageNet weights fill the backbone and leave the heads alone.
 
     Args:
         model: a PSPNet, or a module with the same keys.
@@ -49,12 +57,14 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, backbone_only: bool =
         backbone_only: load layer0 to layer4 alone, whatever else the file holds.
 
     Raises:
-        CheckpointError: the file is missing or unreadable, or keys or shapes differ; the message lists them and model is unchanged.
+        CheckpointError: the file is missing or unreadable, or keys or shapes differ; the message lists them and model
+            is unchanged.
     """
     path = Path(path)
     if backbone_only and not path.is_file():
         raise CheckpointError(
-            f"no pretrained weights at {path}: put the ImageNet weights there (pretrained=True reads initmodel/resnet<layers>_v2.pth), "
+            f"no pretrained weights at {path}: put the ImageNet weights there (pretrained=True reads "
+            "initmodel/resnet<layers>_v2.pth), "
             "give the path of a file (pretrained='path'), or start from scratch (pretrained=False)"
         )
     state = _state_dict(read_checkpoint(path), path)
@@ -79,7 +89,9 @@ def _state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content)
     tensors = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors or len(tensors) < len(state):
-        raise CheckpointError(f"{path} holds no state_dict: expected tensors by name, or such a dictionary under 'state_dict'")
+        raise CheckpointError(
+            f"{path} holds no state_dict: expected tensors by name, or such a dictionary under 'state_dict'"
+        )
     return tensors
 
 

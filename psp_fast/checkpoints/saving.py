@@ -12,7 +12,7 @@ from psp_fast.files import replacing
 
 
 def save_checkpoint(content: Mapping, path: str | Path) -> None:
-    """Write content with torch.save to path, atomically: whatever happens, path holds the old file or the whole new one.
+    """Write content with torch.save to path, atomically: path holds the old file or the whole new one.
 
     Raises:
         CheckpointError: the folder cannot be written or the disk is full; an existing file at path is untouched.
@@ -22,7 +22,9 @@ def save_checkpoint(content: Mapping, path: str | Path) -> None:
             torch.save(dict(content), file)
     except (OSError, RuntimeError) as error:  # torch wraps a failed write in a RuntimeError
         kept = " (the previous checkpoint there is untouched)" if Path(path).exists() else ""
-        raise CheckpointError(f"cannot write checkpoint {path}{kept}: {_reason(error)}; free disk space or choose another folder") from error
+        raise CheckpointError(
+            f"cannot write checkpoint {path}{kept}: {_reason(error)}; free disk space or choose another folder"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

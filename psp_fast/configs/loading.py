@@ -48,7 +48,9 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
     try:
         return _to_config(parser, parser.parse_args(list(arguments)))
     except ArgumentError as error:
-        raise ConfigError(f"{error.message if hasattr(error, 'message') else error}; see {parser.prog} --help") from error
+        raise ConfigError(
+            f"{error.message if hasattr(error, 'message') else error}; see {parser.prog} --help"
+        ) from error
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
@@ -67,7 +69,7 @@ def config_from_dict(values: dict[str, Any]) -> Config:
 def config_to_yaml(config: Config) -> str:
     """Every field, as a recipe file that makes the same configuration again."""
     parser = config_parser("psp-fast", "", "")
-    return parser.dump(parser.parse_object(dataclasses.asdict(config)), skip_none=False)
+    return parser.dump(parser.parse_object(dataclasses.asdict(config)), skip_unset=False)
 
 
 def _to_config(parser: ArgumentParser, values: Namespace) -> Config:

@@ -1,4 +1,4 @@
-"""The configuration of a run: one tree of dataclasses, every field settable in a recipe file and on the command line."""
+"""The configuration of a run: a tree of dataclasses, every field settable in a recipe and on the command line."""
 
 from __future__ import annotations
 

@@ -119,9 +119,8 @@ def _examine(dataset: Dataset, index: int) -> tuple[tuple[int, int], np.ndarray]
 
 def _histogram(report: Report) -> np.ndarray:
     """(H, W, 3) uint8 picture of a bar a class."""
-    from matplotlib.backends.backend_agg import (
-        FigureCanvasAgg,
-    )  # here, as its import takes long and training needs none
+    # Imported here because it takes long, and training, which imports this package too, draws nothing.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shares = report.shares

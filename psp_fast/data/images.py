@@ -1,7 +1,5 @@
 """Reading images and labels of every kind users have, and writing PNGs without ever leaving half a file."""
 
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from psp_fast.data.base import IGNORE
 from psp_fast.errors import DataError
+from psp_fast.files import replacing
 
 _LABEL_HINT = "a label is an 8-bit grey or palette PNG with one class id a pixel"
 _PNG_GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255 by this factor
@@ -66,20 +65,14 @@ def write_png(path: str | Path, pixels: np.ndarray | Image.Image, palette: np.nd
     Colours beyond the palette, so also that of ignored pixels, are black. The folder is made when missing, and the file
     appears complete or not at all. Raises DataError naming the file.
     """
-    path = Path(path)
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     if palette is not None:
         colours = np.zeros((256, 3), np.uint8)
         colours[: len(palette)] = palette
         image.putpalette(colours.tobytes())
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            image.save(partial, format="PNG")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as file:
+            image.save(file, format="PNG")
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path}: cannot be written ({reason}); choose a folder with space and write access") from error

@@ -44,7 +44,8 @@ def start(device: str = "auto") -> Ranks:
     """Join the processes that torchrun started, if it did: NCCL on CUDA, gloo on CPU.
 
     Args:
-        device: "cpu", "cuda", "cuda:1", or "auto": CUDA where it is. Under torchrun "cuda" means this process's own GPU.
+        device: "cpu", "cuda", "cuda:1", or "auto": CUDA where it is. Under torchrun "cuda" means this process's own
+            GPU.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = _device(device, local_rank)

@@ -15,7 +15,7 @@ from psp_fast.files import write_text
 
 
 def confusion_matrix(target: Tensor, prediction: Tensor, classes: int) -> Tensor:
-    """(classes, classes) int64 pixel counts, rows the true class, columns the predicted; pixels labelled 255 are left out."""
+    """(classes, classes) int64 pixel counts, rows the true class, columns the predicted, without ignored pixels."""
     valid = target < classes
     pairs = target[valid].long() * classes + prediction[valid].long()
     return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
@@ -40,7 +40,7 @@ class Metrics:
         Args:
             confusion: (C, C) pixel counts.
             classes: names.
-            absent: a class that occurs in neither labels nor predictions counts 0 ("zero", semseg) or not at all ("skip", mmseg).
+            absent: a class in neither labels nor predictions counts 0 ("zero", semseg) or not at all ("skip", mmseg).
         """
         counts = confusion.double().cpu().numpy()
         hit, truth, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)

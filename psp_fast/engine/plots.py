@@ -46,7 +46,7 @@ def _series(history: Sequence[dict[str, float]], key: str) -> tuple[list[float],
 
 
 def examples(models: dict[str, PSPNet], dataset: Dataset, config: Config, device: torch.device) -> Image.Image:
-    """Image, truth and each model's prediction for a few samples spread over the data set; the models are in eval mode."""
+    """Image, truth and each model's prediction for a few samples of the data set; the models are in eval mode."""
     transform = eval_transform(base_size=config.eval.base_size, mean=config.augment.mean, std=config.augment.std)
     rows = []
     for index in np.linspace(0, len(dataset) - 1, min(_EXAMPLES, len(dataset))).astype(int):

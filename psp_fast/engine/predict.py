@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -17,7 +18,9 @@ from psp_fast.errors import DataError
 from psp_fast.pictures import overlay
 
 
-def predict(trained: Trained, images: Sequence[str], folder: Path, config: EvalConfig, device: torch.device) -> list[Path]:
+def predict(
+    trained: Trained, images: Sequence[str], folder: Path, config: EvalConfig, device: torch.device
+) -> list[Path]:
     """Write <name>_labels.png (class ids, with the palette) and <name>_overlay.png into folder for every image.
 
     Args:
@@ -36,16 +39,18 @@ def predict(trained: Trained, images: Sequence[str], folder: Path, config: EvalC
     paths = [Path(image) for image in images]
     stem, count = Counter(path.stem for path in paths).most_common(1)[0]
     if count > 1:
-        raise DataError(f"{count} of the images are called {stem!r}: their results in {folder} would overwrite each other; use two calls")
+        raise DataError(
+            f"{count} of the images are called {stem!r}: their results in {folder} would overwrite each other; use "
+            "two calls"
+        )
     augment = trained.config.augment
     transform = eval_transform(base_size=config.base_size, mean=augment.mean, std=augment.std)
     written = []
     for path in tqdm(paths, "predict", unit="image"):
         pixels = read_image(path)
-        unlabelled = torch.zeros(pixels.shape[:2], dtype=torch.uint8).numpy()
-        tensor, _ = transform(pixels, unlabelled, None)
-        labels = label_map(trained.model, torch.from_numpy(tensor).to(device), pixels.shape[:2], config)
-        labels = labels.to(torch.uint8).cpu().numpy()
+        tensor, _ = transform(pixels, np.zeros(pixels.shape[:2], np.uint8), np.random.default_rng(0))
+        found = label_map(trained.model, torch.from_numpy(tensor).to(device), pixels.shape[:2], config)
+        labels = found.to(torch.uint8).cpu().numpy()
         write_png(folder / f"{path.stem}_labels.png", labels, trained.palette)
         written.append(folder / f"{path.stem}_overlay.png")
         write_png(written[-1], overlay(pixels, labels, trained.classes, trained.palette))

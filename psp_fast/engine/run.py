@@ -31,7 +31,9 @@ def new_folder(config: Config, recipe: str) -> Path:
     if config.out is not None:
         folder = Path(config.out)
         if (folder / CONFIG_FILE).exists():
-            raise ConfigError(f"{folder} already holds a run: continue it with --resume {folder}, or choose another --out")
+            raise ConfigError(
+                f"{folder} already holds a run: continue it with --resume {folder}, or choose another --out"
+            )
     else:
         number = 1
         while (folder := Path("runs") / f"{recipe}-{number}").exists():
@@ -39,7 +41,9 @@ def new_folder(config: Config, recipe: str) -> Path:
     try:
         write_text(folder / CONFIG_FILE, config_to_yaml(config))
     except OSError as error:
-        raise ConfigError(f"cannot write into the output folder {folder}: {error.strerror}; choose another --out") from error
+        raise ConfigError(
+            f"cannot write into the output folder {folder}: {error.strerror}; choose another --out"
+        ) from error
     return folder
 
 
@@ -84,7 +88,7 @@ def load_trained(path: str | Path, device: torch.device) -> Trained:
     config = config_from_dict(content["config"])
     model = build_model(dataclasses.replace(config.model, pretrained=False), len(content["classes"]))
     load_weights(model, content["state_dict"], path)
-    model.to(device, memory_format=torch.channels_last).eval()
+    model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Trained(model, config, tuple(content["classes"]), np.array(content["palette"], np.uint8))
 
 

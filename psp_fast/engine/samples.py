@@ -1,9 +1,9 @@
-"""From data sets to batches: what is drawn at which step depends on the seed and the step alone, so that a run can be resumed."""
+"""From data sets to batches: what a step sees depends on the seed and the step alone, so that a run can be resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from psp_fast.errors import ConfigError, DataError
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers
 
 
-def build_dataset(config: DataConfig, split: str) -> Dataset:
+def build_dataset(config: DataConfig, split: Literal["train", "val"]) -> Dataset:
     """The data set of a split, "train" or "val"."""
     if config.dataset == "scenes":
         scenes = config.scenes
@@ -42,7 +42,7 @@ def build_train_transform(config: AugmentConfig) -> Transform:
 
 
 class TrainingSamples(TorchDataset):
-    """Augmented samples by (epoch, index); a sample that cannot be used comes back as its DataError, so that no worker dies."""
+    """Augmented samples by (epoch, index); an unusable one comes back as its DataError, so that no worker dies."""
 
     def __init__(self, dataset: Dataset, transform: Transform, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
@@ -66,9 +66,14 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, samples: int, batch_size: int, start: int, stop: int, seed: int, rank: int, world: int) -> None:
         if batch_size % world:
-            raise ConfigError(f"train.batch_size {batch_size} cannot be split over {world} processes: make it a multiple of {world}")
+            raise ConfigError(
+                f"train.batch_size {batch_size} cannot be split over {world} processes: make it a multiple of {world}"
+            )
         if samples < batch_size:
-            raise DataError(f"the training set has {samples} images, fewer than train.batch_size {batch_size}: make the batch smaller")
+            raise DataError(
+                f"the training set has {samples} images, fewer than train.batch_size {batch_size}: make the batch "
+                "smaller"
+            )
         self.samples, self.batch_size, self.start, self.stop, self.seed = samples, batch_size, start, stop, seed
         share = batch_size // world
         self.share = slice(rank * share, (rank + 1) * share)

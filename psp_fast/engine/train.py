@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ from psp_fast.errors import CheckpointError, DataError, TrainingError
 from psp_fast.nn import convert_sync_batch_norm
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_KEEP_BUFFERS: dict[str, Any] = {  # torch 2.13 renames the argument
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
 
 
 class Trainer:
@@ -48,7 +54,7 @@ class Trainer:
         self.train_set, self.val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
         model = run.build_model(config.model, len(self.train_set.classes)).to(ranks.device)
         if train.channels_last:
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if train.sync_bn and ranks.world > 1:
             convert_sync_batch_norm(model)
         self.model = model.train()
@@ -58,7 +64,7 @@ class Trainer:
         if (folder / run.LAST).exists():
             self._resume(folder / run.LAST)
         # Statistics are synchronised or each process's own: either way there is nothing to broadcast in every step.
-        self.wrapped: nn.Module = DistributedDataParallel(model, broadcast_buffers=False) if ranks.world > 1 else model
+        self.wrapped: nn.Module = DistributedDataParallel(model, **_KEEP_BUFFERS) if ranks.world > 1 else model
         self.pending: list[Tensor] = []
         self.since = time.monotonic()
 
@@ -73,8 +79,18 @@ class Trainer:
         train = self.config.train
         metrics = None
         batches = training_batches(self.config, self.train_set, self.step, self.ranks.rank, self.ranks.world)
-        self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1) if self.ranks.main else None
-        bar = tqdm(batches, "train", train.steps, initial=self.step, unit="step", disable=not self.ranks.main, dynamic_ncols=True)
+        self.writer = (
+            SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1) if self.ranks.main else None
+        )
+        bar = tqdm(
+            batches,
+            "train",
+            train.steps,
+            initial=self.step,
+            unit="step",
+            disable=not self.ranks.main,
+            dynamic_ncols=True,
+        )
         for batch in bar:
             if isinstance(batch, DataError):
                 raise batch
@@ -89,7 +105,10 @@ class Trainer:
                 self._check_weights()
             if validating:
                 metrics = self._validate()
-                bar.write(f"step {self.step}: mIoU {100 * metrics.miou:.2f} %, pixel accuracy {100 * metrics.pixel_accuracy:.2f} %")
+                bar.write(
+                    f"step {self.step}: mIoU {100 * metrics.miou:.2f} %, "
+                    f"pixel accuracy {100 * metrics.pixel_accuracy:.2f} %"
+                )
             if saving and self.ranks.main:
                 save_checkpoint(self._state(), self.folder / run.LAST)
         if metrics is None:  # resumed after its last step
@@ -102,7 +121,9 @@ class Trainer:
         """One step of SGD on this process's share of the batch."""
         config, device = self.config, self.ranks.device
         # Dropout depends on the step alone, so that a resumed run draws what an uninterrupted one does.
-        torch.manual_seed(int(np.random.SeedSequence([config.train.seed, self.step, self.ranks.rank]).generate_state(1)[0]))
+        torch.manual_seed(
+            int(np.random.SeedSequence([config.train.seed, self.step, self.ranks.rank]).generate_state(1)[0])
+        )
         set_lr(self.optimizer, poly_lr(config.optim, self.step, config.train.steps))
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         images = images.to(device, non_blocking=True).contiguous(memory_format=layout)
@@ -124,7 +145,7 @@ class Trainer:
         """Weight that turns the mean over this process's valid pixels into its part of the mean over everyone's."""
         if self.ranks.world == 1:
             return 1.0
-        valid = (labels != IGNORE).sum().float()
+        valid = (labels != IGNORE).sum().double()
         everyone = self.ranks.sum(valid.clone())
         return valid * self.ranks.world / everyone.clamp(min=1)
 
@@ -138,7 +159,8 @@ class Trainer:
         bad = (~losses.isfinite().all(1)).nonzero()
         if len(bad):
             raise TrainingError(
-                f"the loss of step {first + int(bad[0])} is not finite: lower optim.lr, set optim.clip_grad_norm, or use train.amp bf16 or "
+                f"the loss of step {first + int(bad[0])} is not finite: lower optim.lr, set optim.clip_grad_norm, "
+                "or use train.amp bf16 or "
                 f"off; checkpoints in {self.folder} are from before it"
             )
         main_loss, aux_loss = losses.mean(0).tolist()
@@ -154,7 +176,8 @@ class Trainer:
         """Keep weights that a bad gradient ruined from being saved; the loss would show it a step too late."""
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise TrainingError(
-                f"weights are not finite after step {self.step}: lower optim.lr or set optim.clip_grad_norm; checkpoints in {self.folder} "
+                f"weights are not finite after step {self.step}: lower optim.lr or set optim.clip_grad_norm; "
+                f"checkpoints in {self.folder} "
                 "are from before it"
             )
 
@@ -162,7 +185,11 @@ class Trainer:
         """Measure the model, keep it as best.pth if it is the best so far, and draw the curves and examples."""
         metrics = evaluate(self.model, self.val_set, self.config, self.ranks)
         if self.ranks.main:
-            measures = {"miou": metrics.miou, "mean_accuracy": metrics.mean_accuracy, "pixel_accuracy": metrics.pixel_accuracy}
+            measures = {
+                "miou": metrics.miou,
+                "mean_accuracy": metrics.mean_accuracy,
+                "pixel_accuracy": metrics.pixel_accuracy,
+            }
             self._note("val", {"step": self.step, **measures})
             if metrics.miou > self.best:
                 self.best = metrics.miou

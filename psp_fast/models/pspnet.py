@@ -107,16 +107,21 @@ class PSPNet(nn.Module):
         if y is None:
             raise ValueError("PSPNet: in training mode forward needs labels, model(x, y); call model.eval() for logits")
         if tuple(y.shape) != (x.shape[0], *size):
-            raise ValueError(f"PSPNet: labels must have shape {(x.shape[0], *size)} for images {tuple(x.shape)}, got {tuple(y.shape)}")
+            raise ValueError(
+                f"PSPNet: labels must have shape {(x.shape[0], *size)} for images {tuple(x.shape)}, got "
+                f"{tuple(y.shape)}"
+            )
         main, aux = self._logits(x)
         argmax = ops.upsample_argmax(main.detach(), size, self.align_corners).long()
         return argmax, self._loss(main, y), main.new_zeros(()) if aux is None else self._loss(aux, y)
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """Label map (N, H, W) of images (N, 3, H, W): uint8 up to 256 classes, else int64. The model must be in eval mode."""
+        """Label map (N, H, W) of images (N, 3, H, W): uint8 up to 256 classes, else int64. Needs eval mode."""
         if self.training:
-            raise RuntimeError("PSPNet: predict needs eval mode (dropout and batch statistics are on): call model.eval() first")
+            raise RuntimeError(
+                "PSPNet: predict needs eval mode (dropout and batch statistics are on): call model.eval() first"
+            )
         return ops.upsample_argmax(self._logits(x)[0], x.shape[2:], self.align_corners)
 
     def _logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

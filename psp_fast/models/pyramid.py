@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from psp_fast.nn import batch_norm_relu, conv_bn_relu, synced_group
 
 
 class PyramidPooling(nn.Module):
-    """Pools a map to b x b cells for every b in bins and reduces each level's channels by a 1x1 convolution, batch norm and ReLU.
+    """Pools a map to b x b cells for every b in bins, and reduces each level by a 1x1 convolution, batch norm and ReLU.
 
     Args:
         in_channels: channels of the map.
@@ -43,13 +44,15 @@ class PyramidPooling(nn.Module):
         if not self.reduce:
             return list(pooled)
         levels = []
-        for i, (p, (_, conv, bn, _)) in enumerate(zip(pooled, self.features, strict=True)):
+        for i, p in enumerate(pooled):
+            _, conv, bn, _ = cast(nn.Sequential, self.features[i])
             if p.numel() == p.shape[1] and bn.training and synced_group(bn) is None:
                 raise ValueError(
-                    f"ppm.features.{i}.2: batch norm of bin {self.bins[i]} sees one value per channel with a batch of 1 in training: "
+                    f"ppm.features.{i}.2: batch norm of bin {self.bins[i]} sees one value per channel with a batch "
+                    "of 1 in training: "
                     "use a larger batch, several processes with SyncBatchNorm, or put ppm in eval mode"
                 )
-            levels.append(conv_bn_relu(p, conv, bn))
+            levels.append(conv_bn_relu(p, cast(nn.Conv2d, conv), bn))
         return levels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,10 +74,8 @@ class Head(nn.Sequential):
         self.align_corners = align_corners
 
     def forward(self, x: Tensor, pyramid: Sequence[Tensor] = ()) -> Tensor:  # type: ignore[override]
-        """Logits (N, classes, H, W) of x (N, C, H, W) with the levels of its pyramid, which are never upsampled and stored."""
+        """Logits (N, classes, H, W) of x (N, C, H, W) with the levels of its pyramid."""
         conv, bn, _, dropout, classifier = self
-        if pyramid:
-            x = ops.pyramid_conv3x3(x, pyramid, conv.weight, self.align_corners)
-        else:
-            x = conv(x)
-        return classifier(dropout(batch_norm_relu(bn, x)))
+        weight = cast(nn.Conv2d, conv).weight
+        out = ops.pyramid_conv3x3(x, pyramid, weight, self.align_corners) if pyramid else conv(x)
+        return classifier(dropout(batch_norm_relu(bn, out)))

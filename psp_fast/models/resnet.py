@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from psp_fast.nn import conv_bn_relu
@@ -22,7 +24,13 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, dilation: int, downsample: nn.Module | None, dilate_second: bool
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        dilation: int,
+        downsample: nn.Sequential | None,
+        dilate_second: bool,
     ) -> None:
         super().__init__()
         second = dilation if dilate_second else 1
@@ -43,7 +51,13 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, dilation: int, downsample: nn.Module | None, dilate_second: bool
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        dilation: int,
+        downsample: nn.Sequential | None,
+        dilate_second: bool,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
@@ -60,8 +74,10 @@ class Bottleneck(nn.Module):
         return conv_bn_relu(out, self.conv3, self.bn3, residual=_shortcut(x, self.downsample))
 
 
-def _shortcut(x: Tensor, downsample: nn.Module | None) -> Tensor:
-    return x if downsample is None else conv_bn_relu(x, downsample[0], downsample[1], relu=False)  # type: ignore[index]
+def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
+    if downsample is None:
+        return x
+    return conv_bn_relu(x, cast(nn.Conv2d, downsample[0]), downsample[1], relu=False)
 
 
 class Stem(nn.Sequential):
@@ -70,7 +86,7 @@ class Stem(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         layers = list(self)
         for conv, bn, _ in zip(layers[:-1:3], layers[1:-1:3], layers[2:-1:3], strict=True):
-            x = conv_bn_relu(x, conv, bn)
+            x = conv_bn_relu(x, cast(nn.Conv2d, conv), bn)
         return layers[-1](x)
 
 
@@ -90,10 +106,12 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
 
-def make_stages(layers: int, in_channels: int, dilation: str, output_stride: int) -> tuple[list[nn.Sequential], list[int]]:
+def make_stages(
+    layers: int, in_channels: int, dilation: str, output_stride: int
+) -> tuple[list[nn.Sequential], list[int]]:
     """layer1 to layer4 and their output channels, at strides 4, 8 and `output_stride` (8 or 16).
 
-    dilation "semseg" dilates every 3x3 (conv2 of every bottleneck) of a stage alike; "mmseg" halves it in the stage's first block.
+    dilation "semseg" dilates every 3x3 of a stage alike; "mmseg" halves it in the stage's first block.
     """
     block = BasicBlock if layers < 50 else Bottleneck
     strides, dilations = ((1, 2, 1, 1), (1, 1, 2, 4)) if output_stride == 8 else ((1, 2, 2, 1), (1, 1, 1, 2))

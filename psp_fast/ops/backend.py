@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: a kernel of psp_fast where one exists for the tensor, else the reference in plain PyTorch.
+"""Which implementation of an op runs: a kernel of psp_fast where one exists for the tensor, else the reference.
 
 A next op joins with one `register` call per device and asks `uses_kernel` for each tensor.
 """
@@ -64,8 +64,8 @@ def native() -> ModuleType:
     """The compiled module psp_fast._native; raises PspFastError with the cause where it cannot be loaded."""
     if _native is None:
         raise PspFastError(
-            f"psp_fast._native cannot be loaded ({_native_error}): build it with `pip install -e .` in the source tree, or run "
-            "the slower reference with PSP_FAST_OPS=reference"
+            f"psp_fast._native cannot be loaded ({_native_error}): build it with `pip install -e .` in the source "
+            "tree, or run the slower reference with PSP_FAST_OPS=reference"
         )
     return _native
 
@@ -77,7 +77,7 @@ def register(op: str, device: str, kernel: Kernel) -> None:
 
 @contextmanager
 def use(setting: str) -> Iterator[None]:
-    """Within the context every op of the process runs its reference ("reference"), or what suits it best ("auto", the default).
+    """Within the context every op of the process runs its reference ("reference"), or its best ("auto", the default).
 
     The environment variable PSP_FAST_OPS sets the same for a whole process.
     """
@@ -96,7 +96,7 @@ def _checked(setting: str) -> str:
 
 
 def uses_kernel(op: str, x: Tensor) -> bool:
-    """Whether `op` runs a kernel, and not its reference, for x; raises PspFastError where the kernel should be there but is not."""
+    """Whether `op` runs a kernel, not its reference, for x; raises PspFastError where that kernel cannot be loaded."""
     kernel = _kernels.get((op, x.device.type))
     if _checked(_setting) == "reference" or kernel is None or x.dtype not in kernel.dtypes:
         return False

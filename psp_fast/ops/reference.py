@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def pyramid_pool(x: Tensor, bins: Sequence[int] = (1, 2, 3, 6), mode: str = "avg") -> tuple[Tensor, ...]:
-    """Adaptive pooling of x (N, C, H, W) to b x b cells for every b in bins; windows overlap where b does not divide a side."""
+    """Adaptive pooling of x (N, C, H, W) to b x b cells for every b; windows overlap where b does not divide a side."""
     pool = F.adaptive_avg_pool2d if mode == "avg" else F.adaptive_max_pool2d
     return tuple(pool(x, b) for b in bins)
 
@@ -63,9 +63,10 @@ def sync_batch_norm_relu(
 ) -> Tensor:
     """relu(batch_norm(x) + residual) for x (N, C, H, W), like x.
 
-    With a process group of several ranks the training statistics are those of the batches of all ranks together; ranks may hold
-    different batch sizes. No group, or one rank, means this process's batch. running_mean and running_var are updated in place,
-    momentum being the weight of the new batch; running_var is unbiased, the normalisation is not.
+    With a process group of several ranks the training statistics are those of the batches of all ranks together;
+    ranks may hold different batch sizes. No group, or one rank, means this process's batch. running_mean and
+    running_var are updated in place, momentum being the weight of the new batch; running_var is unbiased, the
+    normalisation is not.
     """
     if training and process_group is not None and dist.get_world_size(process_group) > 1:
         y = _synced_batch_norm(x, weight, bias, running_mean, running_var, momentum, eps, process_group)
@@ -124,14 +125,14 @@ def _synced_batch_norm(
 
 
 def upsample_concat(x: Tensor, pyramid: Sequence[Tensor], align_corners: bool = True) -> Tensor:
-    """x (N, C, H, W) and every level (N, C_b, b, b) upsampled bilinearly to H x W, concatenated: (N, C + sum C_b, H, W)."""
+    """x (N, C, H, W) and every level (N, C_b, b, b) upsampled bilinearly to H x W: (N, C + sum C_b, H, W)."""
     size = x.shape[2:]
     levels = [F.interpolate(p, size, mode="bilinear", align_corners=align_corners) for p in pyramid]
     return torch.cat([x, *levels], 1)
 
 
 def pyramid_conv3x3(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor, align_corners: bool = True) -> Tensor:
-    """3x3 convolution, zero padding 1, of `upsample_concat(x, pyramid)` with weight (O, C + sum C_b, 3, 3): (N, O, H, W)."""
+    """conv2d, padding 1, of `upsample_concat(x, pyramid)` with weight (O, C + sum C_b, 3, 3): (N, O, H, W)."""
     return F.conv2d(upsample_concat(x, pyramid, align_corners), weight, padding=1)
 
 
@@ -145,10 +146,10 @@ def upsample_cross_entropy(
     align_corners: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross entropy of logits (N, C, h, w), upsampled bilinearly to the target's size, against target (N, H, W) of class ids.
+    """Cross entropy of logits (N, C, h, w), upsampled bilinearly to H x W, against target (N, H, W) of class ids.
 
-    As `torch.nn.functional.cross_entropy`: a scalar for "mean" and "sum", (N, H, W) for "none"; "mean" divides by the number (with
-    `weight`, the summed weight) of the pixels that are not ignore_index, and is 0 where every pixel is ignored.
+    As `torch.nn.functional.cross_entropy`: a scalar for "mean" and "sum", (N, H, W) for "none"; "mean" divides by the
+    number (with `weight`, the summed weight) of the pixels that are not ignore_index, and is 0 where there are none.
     """
     full = F.interpolate(at_least_fp32(logits), target.shape[1:], mode="bilinear", align_corners=align_corners)
     target = target.long()

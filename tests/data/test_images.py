@@ -253,8 +253,8 @@ def test_unwritable_folder_is_named(tmp_path, rgb):
 def test_a_failed_write_leaves_the_old_file(monkeypatch, tmp_path, rgb):
     write_png(tmp_path / "a.png", rgb)
 
-    def fill_the_disk(self, path, **options):
-        path.write_bytes(b"half")
+    def fill_the_disk(self, file, **options):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fill_the_disk)

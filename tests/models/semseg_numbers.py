@@ -2,9 +2,10 @@
 
     python tests/models/semseg_numbers.py CHECKOUT_OF_SEMSEG    writes semseg_numbers.json anew
 
-Both sides fill the model with the same weights (numpy's frozen legacy generator), take the same batch, and note what comes out:
-samples of the logits, the losses, samples of every gradient and of the running statistics. semseg's numbers are kept in float64,
-with the error its own float32 gradients have against them (ReLUs near zero flip: no float32 implementation can be closer).
+Both sides fill the model with the same weights (numpy's frozen legacy generator), take the same batch, and note:
+samples of the logits, the losses, samples of every gradient and of the running statistics. semseg's numbers are kept
+in float64, with the error its own float32 gradients have against them (ReLUs near zero flip: no float32 implementation
+can be closer).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def fill(model: torch.nn.Module) -> None:
         shape = tuple(value.shape)
         if value.ndim == 4:
             new = random.standard_normal(shape) * np.sqrt(2.0 / np.prod(shape[1:]))
-        elif key.endswith("bias") or key.endswith("running_mean"):
+        elif key.endswith(("bias", "running_mean")):
             new = 0.1 * random.standard_normal(shape)
         else:
             new = random.uniform(0.5, 1.0, shape)

@@ -84,7 +84,12 @@ def test_dilation_styles_of_bottlenecks(dilation, rates):
         model = PSPNet(layers=50, classes=3, pretrained=False, dilation=dilation)
     found = [[block.conv2.dilation[0] for block in list(stage)[:3]] for stage in (model.layer3, model.layer4)]
     assert found == rates
-    assert all(m.stride == (1, 1) for stage in (model.layer3, model.layer4) for m in stage.modules() if isinstance(m, nn.Conv2d))
+    assert all(
+        m.stride == (1, 1)
+        for stage in (model.layer3, model.layer4)
+        for m in stage.modules()
+        if isinstance(m, nn.Conv2d)
+    )
 
 
 @pytest.mark.parametrize(("output_stride", "side"), [(8, 13), (16, 7)])
@@ -133,6 +138,7 @@ def test_without_auxiliary_head_its_loss_is_zero():
 def test_criterion_options_and_other_losses():
     images, labels = batch()
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0]), ignore_index=0, label_smoothing=0.1)
+
     class Twice(nn.CrossEntropyLoss):
         def forward(self, logits, target):
             return 2 * super().forward(logits, target)

@@ -14,10 +14,16 @@ _SPLITS = ("train", "val")
 
 
 class Scenes:
-    """Pictures drawn on demand: the same (split, index, size, seed) always gives the same bytes, and no two splits share a draw.
+    """Pictures drawn on demand: (split, index, size, seed) fixes every byte, and no two splits share a draw.
 
-    split: "train" or "val". size: height and width in pixels, or one side of a square. count: how many pictures. seed: of the whole set.
-    Raises ConfigError for a split, size or count that cannot be drawn.
+    Args:
+        split: "train" or "val".
+        size: height and width in pixels, or one side of a square; at least 33. Wide suits this world.
+        count: how many pictures.
+        seed: of the whole set, 0 or more.
+
+    Raises:
+        ConfigError: a split, size, count or seed that cannot be drawn.
     """
 
     classes: tuple[str, ...] = CLASSES

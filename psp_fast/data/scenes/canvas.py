@@ -18,7 +18,7 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def ripples(rng: np.random.Generator, height: int, width: int, cell: Point) -> np.ndarray:
-    """Smooth noise of shape (height, width), float32, mean about 0 and deviation about 1, with blobs of `cell` (x, y) pixels."""
+    """Smooth noise (height, width), float32, mean about 0, deviation about 1, in blobs of `cell` (x, y) pixels."""
     rows, columns = max(2, round(height / cell[1])), max(2, round(width / cell[0]))
     coarse = rng.standard_normal((rows, columns), dtype=np.float32)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)) * 1.5
@@ -27,7 +27,7 @@ def ripples(rng: np.random.Generator, height: int, width: int, cell: Point) -> n
 class Canvas:
     """Shapes put on an image and on its label map by the same rasteriser, without anti-aliasing.
 
-    Every shape takes a colour and a class name; the name None paints the image only (a shadow, a pattern on a thing already labelled).
+    Every shape takes a colour and a class name; the name None paints the image only (a shadow, say).
     """
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:

@@ -28,5 +28,10 @@ _TABLE: tuple[tuple[str, tuple[int, int, int]], ...] = (
 CLASSES: tuple[str, ...] = tuple(name for name, _ in _TABLE)
 PALETTE: np.ndarray = np.array([colour for _, colour in _TABLE], dtype=np.uint8)
 ID: dict[str, int] = {name: index for index, name in enumerate(CLASSES)}
-CONTEXTUAL_PAIRS: tuple[tuple[str, str], ...] = (("water", "road"), ("boat", "car"), ("bed", "sand"), ("pillow", "rock"))
+CONTEXTUAL_PAIRS: tuple[tuple[str, str], ...] = (
+    ("water", "road"),
+    ("boat", "car"),
+    ("bed", "sand"),
+    ("pillow", "rock"),
+)
 """Classes drawn from the same pixels: only the rest of the picture tells one from the other."""

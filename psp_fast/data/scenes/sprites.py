@@ -4,7 +4,14 @@ import numpy as np
 
 from psp_fast.data.scenes.canvas import Canvas, Colour, shade
 
-_PAINTS: tuple[Colour, ...] = ((196, 64, 52), (228, 176, 60), (72, 140, 92), (226, 222, 210), (60, 96, 168), (150, 84, 140))
+_PAINTS: tuple[Colour, ...] = (
+    (196, 64, 52),
+    (228, 176, 60),
+    (72, 140, 92),
+    (226, 222, 210),
+    (60, 96, 168),
+    (150, 84, 140),
+)
 _FRONTS: tuple[Colour, ...] = ((206, 178, 140), (186, 140, 116), (168, 160, 150), (214, 196, 170), (150, 130, 140))
 _ROOFS: tuple[Colour, ...] = ((170, 66, 48), (150, 50, 54), (186, 92, 52))
 _CUSHIONS: tuple[Colour, ...] = ((118, 124, 140), (142, 142, 154), (104, 106, 122), (128, 116, 132))
@@ -48,7 +55,7 @@ def cushion(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: flo
 
 
 def building(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
-    """A front with rows of windows over a differently painted ground floor: a house under a pitched roof, a tower under a mast."""
+    """A front with windows over a ground floor in another paint: a house under a pitched roof, a tower under a mast."""
     width, height = rng.uniform(22, 30) * u, rng.uniform(16, 20) * u
     left, right, top = x - width / 2, x + width / 2, y - height
     front = _pick(rng, _FRONTS)
@@ -78,15 +85,15 @@ def lamp(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float)
     """A thin lamp post with a bright head; quays and pavements have them alike."""
     height = rng.uniform(24, 30) * u
     canvas.rectangle(x - 1.8 * u, y - height, x + 1.8 * u, y, (52, 48, 56), "lamp")
-    canvas.ellipse((x, y - height), (5 * u, 5 * u), (255, 236, 150), "lamp")
+    canvas.ellipse((x, y - height), (6 * u, 6 * u), (255, 236, 150), "lamp")
 
 
 def sign(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float) -> None:
     """A small round plate on a thin pole: a harbour mark or a traffic sign, alike on purpose."""
     height = rng.uniform(17, 22) * u
     canvas.rectangle(x - 1.5 * u, y - height, x + 1.5 * u, y, (120, 120, 126), "sign")
-    canvas.ellipse((x, y - height), (7 * u, 7 * u), (214, 40, 44), "sign")
-    canvas.ellipse((x, y - height), (3.6 * u, 3.6 * u), (244, 240, 236), "sign")
+    canvas.ellipse((x, y - height), (8 * u, 8 * u), (214, 40, 44), "sign")
+    canvas.ellipse((x, y - height), (4 * u, 4 * u), (244, 240, 236), "sign")
 
 
 def bridge(canvas: Canvas, x: float, top: float, u: float, ground: Colour) -> None:

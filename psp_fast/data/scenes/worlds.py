@@ -1,7 +1,7 @@
 """Where things stand: the quay (river beside street) and the beach house (bed beside sand).
 
-A picture has one zone, or two side by side with a wall between them. Both zones have the same ground and the same things on it; what a
-zone is, and so the class of its ground and its things, shows only in a landmark at its outer end.
+A picture has one zone, or two side by side with a wall between them. All zones have the same ground and the same things
+on it; what a zone is, and so the class of its ground and its things, shows only in a landmark at its outer end.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,17 @@ class Zone:
 
 def _zones(rng: np.random.Generator, width: int, u: float) -> list[Zone]:
     ends = 14 * u + rng.uniform(-4, 4) * u, width - 14 * u + rng.uniform(-4, 4) * u
-    kinds = rng.random(2) < 0.5
-    if rng.random() < 0.4:
-        return [Zone(0, width, ends[rng.integers(2)], bool(kinds[0]))]
+    kind = bool(rng.random() < 0.5)
+    if rng.random() < 0.35:
+        return [Zone(0, width, ends[rng.integers(2)], kind)]
     middle = width * rng.uniform(0.42, 0.58)
-    return [Zone(0, middle, ends[0], bool(kinds[0])), Zone(middle, width, ends[1], bool(kinds[1]))]
+    other = kind if rng.random() < 0.4 else not kind
+    return [Zone(0, middle, ends[0], kind), Zone(middle, width, ends[1], other)]
 
 
-def _ground(rng: np.random.Generator, pixels: np.ndarray, top: int, base: Colour, cell: tuple[float, float], depth: float) -> None:
+def _ground(
+    rng: np.random.Generator, pixels: np.ndarray, top: int, base: Colour, cell: tuple[float, float], depth: float
+) -> None:
     height, width = pixels.shape[0] - top, pixels.shape[1]
     waves = ripples(rng, height, width, cell) * depth
     pixels[top:] = np.clip(np.asarray(base, np.float32) + waves[..., None], 0, 255).astype(np.uint8)
@@ -40,8 +43,8 @@ def _ground(rng: np.random.Generator, pixels: np.ndarray, top: int, base: Colour
 
 def _places(rng: np.random.Generator, zone: Zone, u: float, count: int) -> list[float]:
     """Spots for things, away from the landmark and from the zone's ends."""
-    spots = np.arange(zone.left + 20 * u, zone.right - 20 * u, 4 * u)
-    spots = spots[np.abs(spots - zone.landmark) > 60 * u]
+    spots = np.arange(zone.left + 29 * u, zone.right - 29 * u, 4 * u)
+    spots = spots[np.abs(spots - zone.landmark) > 70 * u]
     return rng.choice(spots, size=min(count, spots.size), replace=False).tolist() if spots.size else []
 
 
@@ -99,10 +102,10 @@ def _skyline(canvas: Canvas, rng: np.random.Generator, width: int, horizon: int,
 
 def _embankment(canvas: Canvas, x: float, top: float, bottom: float, u: float) -> None:
     stone: Colour = (142, 134, 124)
-    canvas.rectangle(x - 5 * u, top, x + 5 * u, bottom, stone, "wall")
-    canvas.rectangle(x - 5 * u, top, x - 2.5 * u, bottom, shade(stone, 1.2), "wall")
+    canvas.rectangle(x - 6 * u, top, x + 6 * u, bottom, stone, "wall")
+    canvas.rectangle(x - 6 * u, top, x - 2.5 * u, bottom, shade(stone, 1.2), "wall")
     for y in np.arange(top + 5 * u, bottom, 9 * u):
-        canvas.rectangle(x - 5 * u, y, x + 5 * u, y + 0.8 * u, shade(stone, 0.75), "wall")
+        canvas.rectangle(x - 6 * u, y, x + 6 * u, y + 0.8 * u, shade(stone, 0.75), "wall")
 
 
 def beach_house(rng: np.random.Generator, height: int, width: int, u: float) -> Canvas:

@@ -1,0 +1,73 @@
+"""What `psp-fast info` prints: versions, this machine, what was built, and what each op would run here and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+import torch
+
+from psp_fast.errors import PspFastError
+from psp_fast.ops import backend
+
+_PACKAGES = ("psp_fast", "torch", "triton", "numpy", "pillow")
+
+
+def report() -> str:
+    """The whole text: one section a topic, one fact a line."""
+    sections = {
+        "versions": versions(),
+        "machine": machine(),
+        "native module": native_module(),
+        "ops": [(f"{row.op} ({row.device})", f"{row.implementation}: {row.reason}") for row in backend.explain()],
+    }
+    width = max(len(name) for rows in sections.values() for name, _ in rows)
+    blocks = [
+        "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows)]) for title, rows in sections.items()
+    ]
+    return "\n\n".join(blocks)
+
+
+def versions() -> list[tuple[str, str]]:
+    """(package, version) of psp_fast, Python and what numbers depend on."""
+    return [("python", platform.python_version()), *((name, _version(name)) for name in _PACKAGES)]
+
+
+def machine() -> list[tuple[str, str]]:
+    """(name, value): platform, threads, GPUs."""
+    rows = [
+        ("platform", platform.platform()),
+        ("CPUs", str(os.cpu_count())),
+        ("threads", str(torch.get_num_threads())),
+        ("CUDA in torch", torch.version.cuda or "none: a CPU build"),
+    ]
+    if not torch.cuda.is_available():
+        return [*rows, ("GPU", "none that torch can use")]
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        rows.append((f"GPU {index}", f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}"))
+    return rows
+
+
+def native_module() -> list[tuple[str, str]]:
+    """(name, value): what psp_fast._native was built with and what its CPU kernels use; or why it is missing."""
+    try:
+        module = backend.native()
+        in_use = f"{module.cpu_capability()} (of {', '.join(module.cpu_capabilities())})"
+    except (PspFastError, ValueError) as error:
+        return [("error", str(error))]
+    info = module.build_info()
+    cuda = f"{info['cuda_architectures']}, nvcc {info['nvcc']}" if info["cuda"] else f"not built: {info['cuda_reason']}"
+    return [
+        ("CPU kernels", f"{info['cpu']}; {info['openmp']}; {info['compiler']}"),
+        ("CPU kernels in use", in_use),
+        ("CUDA kernels", cuda),
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

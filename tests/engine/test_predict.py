@@ -1,0 +1,81 @@
+"""Predicting the user's own images, whatever their kind."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from psp_fast.checkpoints import save_checkpoint
+from psp_fast.configs import EvalConfig
+from psp_fast.engine.predict import predict
+from psp_fast.engine.run import build_model, describe, load_trained
+from psp_fast.engine.samples import build_dataset
+from psp_fast.errors import DataError
+from tests.engine import small
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "best.pth"
+    torch.manual_seed(0)
+    config = small.config()
+    dataset = build_dataset(config.data, "train")
+    model = build_model(config.model, len(dataset.classes))
+    save_checkpoint({**describe(config, dataset), "step": 0, "state_dict": model.state_dict()}, path)
+    return load_trained(path, CPU)
+
+
+def pixels(height=37, width=52):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write(path, kind):
+    rgb = Image.fromarray(pixels())
+    if kind == "16 bit":
+        Image.fromarray(pixels()[..., 0].astype(np.uint16) * 257).save(path.with_suffix(".png"))
+        return path.with_suffix(".png")
+    if kind == "rotated":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        rgb.save(path.with_suffix(".jpg"), exif=exif)
+        return path.with_suffix(".jpg")
+    suffix = {"RGB": ".jpg", "CMYK": ".jpg"}.get(kind, ".png")
+    rgb.convert(kind).save(path.with_suffix(suffix))
+    return path.with_suffix(suffix)
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "16 bit", "rotated"])
+def test_every_kind_of_image(trained, tmp_path, kind):
+    path = write(tmp_path / "photo", kind)
+    [overlay] = predict(trained, [str(path)], tmp_path / "out", EvalConfig(), CPU)
+    labels = Image.open(tmp_path / "out" / "photo_labels.png")
+    assert labels.size == ((37, 52) if kind == "rotated" else (52, 37))
+    assert labels.mode == "P"
+    ids = np.asarray(labels)
+    assert ids.max() < len(trained.classes)
+    assert labels.getpalette()[3 * int(ids[0, 0]) : 3 * int(ids[0, 0]) + 3] == trained.palette[ids[0, 0]].tolist()
+    assert Image.open(overlay).width >= labels.width
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (200, 3)])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_every_size(trained, tmp_path, size, mode):
+    Image.fromarray(pixels(*size)).save(tmp_path / "a.png")
+    predict(trained, [str(tmp_path / "a.png")], tmp_path, EvalConfig(mode=mode, crop=(33, 33)), CPU)
+    assert Image.open(tmp_path / "a_labels.png").size == size[::-1]
+
+
+def test_results_that_would_overwrite_each_other_are_refused(trained, tmp_path):
+    with pytest.raises(DataError, match="2 of the images are called 'a'"):
+        predict(trained, ["x/a.png", "y/a.jpg"], tmp_path, EvalConfig(), CPU)
+
+
+def test_a_broken_image_is_named_before_anything_is_written(trained, tmp_path):
+    Image.fromarray(pixels()).save(tmp_path / "cut.jpg")
+    data = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=r"cut\.jpg"):
+        predict(trained, [str(tmp_path / "cut.jpg")], tmp_path / "out", EvalConfig(), CPU)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,239 @@
+"""Training: that it learns, what it keeps, how it stops, and that killing it changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from psp_fast.checkpoints import read_checkpoint
+from psp_fast.configs import config_to_yaml
+from psp_fast.engine.distributed import Ranks
+from psp_fast.engine.metrics import Metrics
+from psp_fast.engine.optim import build_optimizer, poly_lr
+from psp_fast.engine.run import BEST, LAST, build_model, load_trained
+from psp_fast.engine.train import Trainer
+from psp_fast.errors import CheckpointError, TrainingError
+from tests.engine import small
+from tests.processes import run_ranks
+
+ONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def train(folder, **changes):
+    config = small.config(**changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config_to_yaml(config))
+    return Trainer(config, ONE, folder).run()
+
+
+def weights(folder, name=LAST):
+    return read_checkpoint(folder / name)["state_dict"]
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, train(folder)
+
+
+def test_a_run_leaves_its_results(finished):
+    folder, metrics = finished
+    assert {
+        "best.pth",
+        "config.yaml",
+        "curves.png",
+        "examples.png",
+        "history.json",
+        "last.pth",
+        "metrics.json",
+        "tensorboard",
+    } <= {p.name for p in folder.iterdir()}
+    history = json.loads((folder / "history.json").read_text())
+    assert [row["step"] for row in history if "main_loss" in row] == [2, 4, 6]
+    assert [row["step"] for row in history if "miou" in row] == [4, 6]
+    assert history[-1]["miou"] == metrics.miou
+    assert json.loads((folder / "metrics.json").read_text())["miou"] == metrics.miou
+
+
+def test_a_trained_model_is_rebuilt_from_its_checkpoint(finished):
+    folder, _ = finished
+    trained = load_trained(folder / BEST, torch.device("cpu"))
+    assert not trained.model.training
+    assert len(trained.classes) == len(trained.palette) == trained.model.cls[4].out_channels
+    assert_same_weights(trained.model.state_dict(), weights(folder, BEST))
+
+
+def test_training_learns_its_few_images(tmp_path):
+    train(
+        tmp_path,
+        train__steps=24,
+        train__validate_every=0,
+        train__checkpoint_every=100,
+        augment__scale=(1, 1),
+        augment__degrees=0,
+    )
+    losses = [row["main_loss"] for row in json.loads((tmp_path / "history.json").read_text()) if "main_loss" in row]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_poly_learning_rate_and_head_factor():
+    config = small.config().optim
+    assert poly_lr(config, 0, 100) == 0.01
+    assert poly_lr(config, 50, 100) == pytest.approx(0.01 * 0.5**0.9)
+    model = build_model(small.config().model, 5)
+    optimizer = build_optimizer(model, config)
+    assert [group["lr_factor"] for group in optimizer.param_groups] == [1] * 5 + [10] * 3
+    counted = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    assert counted == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_and_clipping_train(tmp_path, amp):
+    train(tmp_path, train__steps=2, train__amp=amp, optim__clip_grad_norm=1.0, train__validate_every=0)
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, monkeypatch):
+    update = Trainer._update
+
+    def poisoned(self, images, labels):
+        if self.step == 4:
+            images = torch.full_like(images, np.nan)
+        update(self, images, labels)
+
+    monkeypatch.setattr(Trainer, "_update", poisoned)
+    with pytest.raises(TrainingError, match=r"loss of step 5 is not finite.*optim\.lr"):
+        train(tmp_path, train__log_every=10, train__validate_every=0)
+    kept = read_checkpoint(tmp_path / LAST)
+    assert kept["step"] == 4
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    update = Trainer._update
+
+    def ruined(self, images, labels):
+        update(self, images, labels)
+        if self.step == 2:
+            with torch.no_grad():
+                self.model.cls[4].bias.fill_(np.inf)
+
+    monkeypatch.setattr(Trainer, "_update", ruined)
+    with pytest.raises(TrainingError, match="weights are not finite after step 3"):
+        train(tmp_path)
+    assert read_checkpoint(tmp_path / LAST)["step"] == 2
+
+
+def start_process(folder, *options, torchrun=0):
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(torchrun)] if torchrun else []
+    arguments = [sys.executable, *launcher, "-m", "psp_fast", "train", "--resume", str(folder), *options]
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_a_killed_and_resumed_run_ends_bit_identical(tmp_path):
+    """SIGKILL at three different moments; dropout, augmentation, data order, momentum and workers all take part."""
+    config = config_to_yaml(
+        small.config(train__steps=14, train__workers=1, train__validate_every=5, train__checkpoint_every=1)
+    )
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(config)
+    whole = start_process(tmp_path / "whole")
+    finish(whole)
+    last = tmp_path / "killed" / LAST
+    for least_step, delay in ((2, 0.0), (6, 0.2), (9, 0.05)):
+        process = start_process(tmp_path / "killed")
+        deadline = time.monotonic() + 120
+        while not (last.exists() and read_checkpoint(last)["step"] >= least_step):
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.02)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert read_checkpoint(last)["step"] < 14
+    finish(start_process(tmp_path / "killed"))
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "killed")]
+    for one, other in zip(*histories, strict=True):
+        assert {k: v for k, v in one.items() if k != "images_per_second"} == {
+            k: v for k, v in other.items() if k != "images_per_second"
+        }
+
+
+class InFloat64(Trainer):
+    """The same training without float32's rounding, which ReLUs near zero turn into visible differences."""
+
+    def _update(self, images, labels):
+        super()._update(images.double(), labels)
+
+
+def train_in_float64(rank, world, folder):
+    torch.set_default_dtype(torch.float64)
+    try:
+        # Small scales and rotation leave the processes unequal shares of ignored pixels: a mean of means would show.
+        config = small.config(model__dropout=0.0, train__steps=3, train__validate_every=0, augment__scale=(0.5, 0.9))
+        trainer = InFloat64(config, Ranks(rank, world, torch.device("cpu")), folder)
+        trainer.val_set = []
+        trainer._validate = lambda: Metrics(0, 0, 0, 0, [], [], [])
+        trainer.run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    train_in_float64(0, 1, tmp_path / "one")
+    run_ranks(train_in_float64, 2, tmp_path / "two")
+    one, two = (read_checkpoint(tmp_path / name / LAST) for name in ("one", "two"))
+    for key, value in one["state_dict"].items():
+        assert value.dtype in (torch.float64, torch.int64)
+        torch.testing.assert_close(two["state_dict"][key], value, rtol=1e-8, atol=1e-10, msg=key)
+    for row, other in zip(one["history"], two["history"], strict=True):
+        assert row["main_loss"] == pytest.approx(other["main_loss"], rel=1e-10)
+
+
+def test_torchrun_trains_on_two_processes(tmp_path):
+    config = config_to_yaml(
+        small.config(train__steps=2, train__validate_every=0, train__log_every=1, model__dropout=0.0)
+    )
+    for name, processes in (("one", 0), ("two", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(config)
+        output = finish(start_process(tmp_path / name, torchrun=processes))
+        assert output.count("picture: ") == 1, output  # one process prints
+    first = [json.loads((tmp_path / name / "history.json").read_text())[0]["main_loss"] for name in ("one", "two")]
+    assert first[1] == pytest.approx(first[0], rel=1e-5)
+
+
+def test_checkpoints_that_cannot_be_resumed_are_named(finished, tmp_path):
+    folder, _ = finished
+    (tmp_path / LAST).write_bytes((folder / BEST).read_bytes())
+    with pytest.raises(CheckpointError, match=r"cannot be resumed from: it lacks best, history, optimizer, scaler"):
+        train(tmp_path)
+    (tmp_path / LAST).write_bytes((folder / LAST).read_bytes())
+    with pytest.raises(CheckpointError, match="holds another model"):
+        train(tmp_path, model__use_ppm=False)

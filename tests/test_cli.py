@@ -1,0 +1,168 @@
+"""The command line as a user meets it: what works, and what is said when the input cannot be used."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from psp_fast.cli import main
+
+CLASSES = "[sky,ground]"
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Eight small labelled images in list files, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(8):
+        image = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        label = np.zeros((40, 48), np.uint8)
+        label[20:] = 1
+        image[20:] //= 4
+        Image.fromarray(image).save(f"{i}.jpg")
+        Image.fromarray(label).save(f"{i}.png")
+        lines.append(f"{i}.jpg {i}.png\n")
+    (tmp_path / "train.txt").write_text("".join(lines[:6]))
+    (tmp_path / "val.txt").write_text("".join(lines[6:]))
+    return tmp_path
+
+
+OPTIONS = [
+    "--device=cpu", "--model.layers=18", "--model.output_stride=16", "--augment.crop=[41,49]", "--train.batch_size=4",
+    "--train.workers=0", "--train.log_every=1", "--train.validate_every=0", "--train.checkpoint_every=1",
+]  # fmt: skip
+
+
+def train(*more, classes=CLASSES):
+    (recipe := __import__("pathlib").Path("mine.yaml")).write_text(f"data: {{root: ., classes: {classes}}}\n")
+    return main(["train", str(recipe), *OPTIONS, "--train.steps=2", *more])
+
+
+def said(capsys):
+    return capsys.readouterr().err.split("psp-fast: error: ")[-1]
+
+
+def test_train_resume_evaluate_predict_on_a_users_own_images(tree, capsys):
+    assert train("--out=run") == 0
+    assert "picture: run/examples.png" in capsys.readouterr().out
+    assert main(["train", "--resume", "run"]) == 0
+    assert main(["evaluate", "run/best.pth", "--eval.mode=slide", "--eval.crop=[33,33]"]) == 0
+    assert "ground" in capsys.readouterr().out
+    measures = json.loads((tree / "run" / "evaluation.json").read_text())
+    assert set(measures["classes"]) == {"sky", "ground"}
+    assert main(["predict", "run/best.pth", "0.jpg", "1.jpg", "--out", "found"]) == 0
+    assert sorted(p.name for p in (tree / "found").iterdir()) == [
+        "0_labels.png",
+        "0_overlay.png",
+        "1_labels.png",
+        "1_overlay.png",
+    ]
+
+
+def test_runs_are_numbered_and_never_overwritten(tree, capsys):
+    assert train() == 0 and train() == 0
+    assert sorted(p.name for p in (tree / "runs").iterdir()) == ["mine-1", "mine-2"]
+    assert train("--out=runs/mine-1") == 2
+    assert "runs/mine-1 already holds a run: continue it with --resume runs/mine-1" in said(capsys)
+
+
+def test_check_data(tree, capsys):
+    train("--out=run")
+    assert main(["check-data", "mine.yaml", "--out", "report"]) == 0
+    assert "6 samples, 6 without a problem" in capsys.readouterr().out
+    assert Image.open("report/classes_train.png").width > 200
+    Image.fromarray(np.full((40, 48), 7, np.uint8)).save("3.png")
+    assert main(["check-data", "mine.yaml", "--out", "report"]) == 1
+    assert "3.png: label ids other than 0..1 and 255 (ignored): 7 (1920 pixels" in capsys.readouterr().out
+
+
+def truncate(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda tree: (tree / "2.jpg").unlink(), "2.jpg"),
+        (lambda tree: truncate(tree / "2.jpg"), "2.jpg"),
+        (
+            lambda tree: Image.fromarray(np.full((40, 48), 9, np.uint8)).save(tree / "2.png"),
+            "2.png: label ids other than 0..1 and 255",
+        ),
+        (lambda tree: Image.fromarray(np.zeros((40, 47), np.uint8)).save(tree / "2.png"), "the image is 48x40"),
+        (lambda tree: (tree / "train.txt").write_text("\n"), "train.txt: the list is empty"),
+        (lambda tree: (tree / "train.txt").unlink(), "train.txt"),
+        (
+            lambda tree: (tree / "train.txt").write_text("0.jpg 0.png\n"),
+            "the training set has 1 images, fewer than train.batch_size 4",
+        ),
+    ],
+)
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_training_on_bad_data_stops_with_the_files_name(tree, capsys, harm, message, workers):
+    harm(tree)
+    assert train("--train.steps=3", f"--train.workers={workers}") == 1
+    error = said(capsys)
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_one_class_is_not_a_data_set(tree, capsys):
+    assert train(classes="[sky]") == 1
+    assert "at least two classes" in said(capsys)
+
+
+def test_an_output_folder_that_cannot_be_written(tree, capsys):
+    (tree / "file").touch()
+    assert train("--out=file/run") == 2
+    assert "cannot write into the output folder file/run" in said(capsys)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tree, capsys):
+    from psp_fast.checkpoints import read_checkpoint
+
+    assert train("--out=run", "--optim.lr=1e6", "--train.steps=40") == 1
+    assert "not finite" in said(capsys)
+    if (tree / "run" / "last.pth").exists():
+        assert all(value.isfinite().all() for value in read_checkpoint("run/last.pth")["state_dict"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--train.stepz=3"], "train.stepz"),
+        (["train", "nothing"], "no recipe 'nothing'"),
+        (["train", "a", "b"], "expected one RECIPE, got a b"),
+        (["train", "--resume", "nowhere"], "nowhere holds no run to resume"),
+        (["train", "--model.layers=19"], "layers must be one of"),
+        (["train", "--device=tpu"], "device 'tpu'"),
+        (["train", "--model.pretrained=nowhere.pth"], "no pretrained weights at nowhere.pth"),
+        (["evaluate"], "no checkpoint given"),
+        (["evaluate", "nowhere.pth"], "no checkpoint at nowhere.pth"),
+        (["predict", "nowhere.pth", "a.jpg"], "no checkpoint at nowhere.pth"),
+        (["evaluate", "0.jpg"], "0.jpg"),
+        (["info", "--all"], "takes no arguments"),
+    ],
+)
+def test_mistakes_are_explained_without_a_traceback(tree, capsys, arguments, message):
+    assert main(arguments) in (1, 2)
+    assert message in said(capsys)
+    assert not (tree / "runs").exists() or arguments[0] == "train"
+
+
+def test_usage(capsys):
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert "check-data" in capsys.readouterr().out
+    assert main(["fly"]) == 2
+    assert "no command 'fly'" in capsys.readouterr().err
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "torch" in printed and "pyramid_pool" in printed
