@@ -1,4 +1,4 @@
-"""The errors a user can cause. Messages say what was wrong, where, and what to do; the command line prints no traceback."""
+"""The errors a user can cause. Messages say what was wrong, where, and what to do."""
 
 
 class PspFastError(Exception):

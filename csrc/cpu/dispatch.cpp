@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cpu/capability.h"
+#include "cpu/memory.h"
 #include "cpu/pyramid_pool.h"
 
 #define PSP_FAST_DECLARE_KERNELS(cpu)                      \
@@ -39,11 +40,14 @@ PSP_FAST_DECLARE_KERNELS(avx512)
 namespace psp_fast {
 namespace {
 
+int64_t elements_of(const PyramidPoolArgs& args) {
+  return args.n * args.c * args.plan.row.length * args.plan.column.length;
+}
+
 // Waking threads costs more than a small map takes.
 PyramidPoolArgs with_useful_threads(PyramidPoolArgs args) {
   constexpr int64_t kElementsAThread = 1 << 14;
-  const int64_t elements = args.n * args.c * args.plan.row.length * args.plan.column.length;
-  args.threads = static_cast<int>(std::clamp<int64_t>(elements / kElementsAThread, 1, args.threads));
+  args.threads = static_cast<int>(std::clamp<int64_t>(elements_of(args) / kElementsAThread, 1, args.threads));
   return args;
 }
 
@@ -54,6 +58,7 @@ void pyramid_pool_forward(const PyramidPoolArgs& args) {
 }
 
 void pyramid_pool_backward(const PyramidPoolArgs& args) {
+  will_write(args.map, elements_of(args) * size_of(args.dtype));
   PSP_FAST_DISPATCH(pyramid_pool_backward(with_useful_threads(args)))
 }
 

@@ -31,7 +31,8 @@ void reduce_plane(const PyramidPoolArgs& args, int64_t plane, typename R::State 
   const T* x = static_cast<const T*>(args.map) + plane / args.c * args.stride_n + plane % args.c * args.stride_c;
   for (int32_t r = 0; r < rows.segments; ++r) {
     const int32_t h = rows.edge[r];
-    R::rows(column, columns.length, x + h * args.stride_h, args.stride_h, rows.edge[r + 1] - h, h * columns.length);
+    R::rows(column, columns.length, x + h * args.stride_h, args.stride_h, rows.edge[r + 1] - h, args.stride_c,
+            h * columns.length);
     for (int32_t s = 0; s < columns.segments; ++s) {
       const int32_t w = columns.edge[s];
       R::collapse(box.at((static_cast<int64_t>(r) * columns.segments + s) * step), column.at(w),
@@ -64,11 +65,13 @@ void forward_planes(const PyramidPoolArgs& args) {
       for (int64_t cell = 0; cell < cells; ++cell) {
         merge_window<R>(plan, level, static_cast<int32_t>(cell / b), static_cast<int32_t>(cell % b), result, box,
                         kGroup, kGroup);
-        for (int64_t p = 0; p < count; ++p) {
-          const int64_t at = (first + p) * cells + cell;
-          R::finish(static_cast<T*>(args.levels[level]) + at, args.max ? args.indices[level] + at : nullptr,
-                    result.at(p), 1, *areas.of(cells_before(plan, level) + cell));
-        }
+        T y[kGroup];
+        int32_t index[kGroup] = {};
+        R::finish(y, index, result, kGroup, *areas.of(cells_before(plan, level) + cell));
+        T* to = static_cast<T*>(args.levels[level]) + first * cells + cell;
+        for (int64_t p = 0; p < count; ++p) to[p * cells] = y[p];
+        if (!args.max) continue;
+        for (int64_t p = 0; p < count; ++p) args.indices[level][(first + p) * cells + cell] = index[p];
       }
     }
   }

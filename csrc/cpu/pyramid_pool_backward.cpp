@@ -70,7 +70,9 @@ void backward_planes(const PyramidPoolArgs& args) {
   const Scratch<A> sums(args.threads, args.max ? pixels : cells_before(args.plan, args.plan.levels));
   const Scratch<T> lines(args.threads, width);
   const Areas<A> areas(args.plan);
-#pragma omp parallel for num_threads(args.threads) schedule(dynamic, 8)
+  const int64_t share =
+      planes / (8 * args.threads) + 1;  // long stretches: threads should not first touch the same page
+#pragma omp parallel for num_threads(args.threads) schedule(dynamic, share)
   for (int64_t plane = 0; plane < planes; ++plane) {
     T* dx = static_cast<T*>(args.map) + plane / args.c * args.stride_n + plane % args.c * args.stride_c;
     A* sum = sums.of(thread_index());

@@ -46,16 +46,16 @@ struct Sum {
     }
   }
 
-  // Sums `count` rows of `lanes`, `stride` apart, in registers.
-  static void rows(State s, int64_t lanes, const T* x, int64_t stride, int64_t count, int32_t) {
-    if (lanes >= 16) return rows_by<16>(s.value, lanes, x, stride, count);
-    if (lanes >= 4) return rows_by<4>(s.value, lanes, x, stride, count);
-    rows_by<1>(s.value, lanes, x, stride, count);
+  // Sums `count` rows of `lanes`, `stride` apart, in registers, and fetches what lies `ahead` elements further on.
+  static void rows(State s, int64_t lanes, const T* x, int64_t stride, int64_t count, int64_t ahead, int32_t) {
+    if (lanes >= 16) return rows_by<16>(s.value, lanes, x, stride, count, ahead);
+    if (lanes >= 4) return rows_by<4>(s.value, lanes, x, stride, count, ahead);
+    rows_by<1>(s.value, lanes, x, stride, count, ahead);
   }
 
   // Four blocks of L lanes at a time, so that memory is read in order; the last ones overlap those before.
   template <int L>
-  static void rows_by(A* value, int64_t lanes, const T* x, int64_t stride, int64_t count) {
+  static void rows_by(A* value, int64_t lanes, const T* x, int64_t stride, int64_t count, int64_t ahead) {
     const int64_t last = lanes - L;
     for (int64_t k = 0; k < lanes; k += 4 * L) {
       const int64_t at[4] = {k < last ? k : last, k + L < last ? k + L : last, k + 2 * L < last ? k + 2 * L : last,
@@ -67,6 +67,7 @@ struct Sum {
         add_lanes<L>(b, row + at[1]);
         add_lanes<L>(c, row + at[2]);
         add_lanes<L>(d, row + at[3]);
+        for (int64_t from : at) prefetch(row, from + ahead);
       }
       std::memcpy(value + at[0], &a, sizeof a);
       std::memcpy(value + at[1], &b, sizeof b);
@@ -81,11 +82,9 @@ struct Sum {
 
   // One lane out of many.
   static void collapse(State s, State many, int64_t lanes) {
-    A part[8] = {};
+    typename Lanes<A, 8>::type part{};
     int64_t k = 0;
-    for (; k + 8 <= lanes; k += 8) {
-      for (int64_t p = 0; p < 8; ++p) part[p] += many.value[k + p];
-    }
+    for (; k + 8 <= lanes; k += 8) add_lanes<8>(part, many.value + k);
     A rest = 0;
     for (; k < lanes; ++k) rest += many.value[k];
     *s.value = (((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]))) + rest;
@@ -127,7 +126,7 @@ struct Maximum {
     }
   }
 
-  static void rows(State s, int64_t lanes, const T* x, int64_t stride, int64_t count, int32_t index) {
+  static void rows(State s, int64_t lanes, const T* x, int64_t stride, int64_t count, int64_t, int32_t index) {
     start(s, lanes, index, 1);
     for (int64_t i = 0; i < count; ++i) take<1>(s, lanes, x + i * stride, index + static_cast<int32_t>(i * lanes));
   }

@@ -31,6 +31,12 @@ inline float load(const BFloat16* p) {
   return value;
 }
 
+// Asks for the cache line of p[offset], which need not exist.
+template <class T>
+inline void prefetch(const T* p, int64_t offset) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + offset * sizeof(T)), 0, 2);
+}
+
 // L values as one vector, which the compiler cuts to the registers it has.
 template <class A, int L>
 struct Lanes {

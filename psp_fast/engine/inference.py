@@ -34,7 +34,7 @@ def label_map(model: PSPNet, image: Tensor, size: tuple[int, int], config: EvalC
 def sliding_window(model: PSPNet, image: Tensor, crop: tuple[int, int], stride: float) -> Tensor:
     """Mean class probabilities (1, C, H, W) of overlapping crops of image (1, 3, H, W).
 
-    An image smaller than the crop is padded around its centre with 0, the mean colour. Windows are ceil(crop * stride) apart;
+    An image smaller than the crop is padded around its centre with 0, the mean. Windows are ceil(crop * stride) apart;
     the last ones are moved back to end at the border.
     """
     height, width = image.shape[2:]

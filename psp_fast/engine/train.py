@@ -60,13 +60,14 @@ class Trainer:
         self.model = model.train()
         self.optimizer = build_optimizer(model, config.optim)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=train.amp == "fp16")
-        self.step, self.best, self.history = 0, -1.0, []  # type: int, float, list[dict[str, float]]
+        self.step, self.best, self.seconds = 0, -1.0, 0.0
+        self.history: list[dict[str, float]] = []
         if (folder / run.LAST).exists():
             self._resume(folder / run.LAST)
         # Statistics are synchronised or each process's own: either way there is nothing to broadcast in every step.
         self.wrapped: nn.Module = DistributedDataParallel(model, **_KEEP_BUFFERS) if ranks.world > 1 else model
         self.pending: list[Tensor] = []
-        self.since = time.monotonic()
+        self.started = self.since = time.monotonic()
 
     def run(self) -> Metrics:
         """Train to the last step, validating and saving on the way; the measures of the last validation.
@@ -168,8 +169,7 @@ class Trainer:
         rate = len(losses) * self.config.train.batch_size / max(now - self.since, 1e-9)
         self.since = now
         lr = self.optimizer.param_groups[0]["lr"]
-        row = {"step": self.step, "main_loss": main_loss, "aux_loss": aux_loss, "lr": lr, "images_per_second": rate}
-        self._note("train", row)
+        self._note("train", {"main_loss": main_loss, "aux_loss": aux_loss, "lr": lr, "images_per_second": rate})
         return {"loss": f"{main_loss + self.config.train.aux_weight * aux_loss:.3f}", "images/s": f"{rate:.1f}"}
 
     def _check_weights(self) -> None:
@@ -190,7 +190,7 @@ class Trainer:
                 "mean_accuracy": metrics.mean_accuracy,
                 "pixel_accuracy": metrics.pixel_accuracy,
             }
-            self._note("val", {"step": self.step, **measures})
+            self._note("val", measures)
             if metrics.miou > self.best:
                 self.best = metrics.miou
                 save_checkpoint(self._description(), self.folder / run.BEST)
@@ -209,12 +209,15 @@ class Trainer:
         if self.writer is not None:
             self.writer.add_image("examples", np.asarray(picture.convert("RGB")), self.step, dataformats="HWC")
 
-    def _note(self, group: str, row: dict[str, float]) -> None:
-        self.history.append(row)
+    def _note(self, group: str, measures: dict[str, float]) -> None:
+        """Keep measures with the step and the seconds the run took so far, over all its processes."""
+        self.history.append({"step": self.step, "seconds": self._seconds(), **measures})
         if self.writer is not None:
-            for key, value in row.items():
-                if key != "step":
-                    self.writer.add_scalar(f"{group}/{key}", value, self.step)
+            for key, value in measures.items():
+                self.writer.add_scalar(f"{group}/{key}", value, self.step)
+
+    def _seconds(self) -> float:
+        return self.seconds + time.monotonic() - self.started
 
     def _description(self) -> dict[str, Any]:
         return {**run.describe(self.config, self.train_set), "step": self.step, "state_dict": self.model.state_dict()}
@@ -227,14 +230,16 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "best": self.best,
             "history": self.history,
+            "seconds": self._seconds(),
         }
 
     def _resume(self, path: Path) -> None:
         content = read_checkpoint(path)
-        missing = {"step", "state_dict", "optimizer", "scaler", "best", "history"} - content.keys()
+        missing = {"step", "state_dict", "optimizer", "scaler", "best", "history", "seconds"} - content.keys()
         if missing:
             raise CheckpointError(f"{path} cannot be resumed from: it lacks {', '.join(sorted(missing))}")
         run.load_weights(self.model, content["state_dict"], path)
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.step, self.best, self.history = content["step"], content["best"], content["history"]
+        self.seconds = content["seconds"]

@@ -1,9 +1,11 @@
 """The ops under every hot path of PSPNet. `reference.<name>` is the same function in plain PyTorch."""
 
+from psp_fast.ops import reference
+from psp_fast.ops.backend import explain, use
+from psp_fast.ops.pyramid_pool import pyramid_pool
 from psp_fast.ops.reference import (
     conv1x1_bn_relu,
     pyramid_conv3x3,
-    pyramid_pool,
     sync_batch_norm_relu,
     upsample_argmax,
     upsample_concat,
@@ -12,10 +14,13 @@ from psp_fast.ops.reference import (
 
 __all__ = [
     "conv1x1_bn_relu",
+    "explain",
     "pyramid_conv3x3",
     "pyramid_pool",
+    "reference",
     "sync_batch_norm_relu",
     "upsample_argmax",
     "upsample_concat",
     "upsample_cross_entropy",
+    "use",
 ]
