@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"psp-fast: error: {error}", file=sys.stderr)
         return 2
-    except PspFastError as error:
+    except (PspFastError, OSError) as error:
         print(f"psp-fast: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -57,16 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    front = ArgumentParser(add_help=False, allow_abbrev=False)
-    front.add_argument("--resume")
-    positional, options = _leading(arguments)
-    known, options = front.parse_known_args(options)
+    usage = (
+        "psp-fast train [RECIPE] [--train.steps N] [--model.layers N] [--any.option VALUE ...]\n"
+        "       psp-fast train --resume RUN"
+    )
+    resumed = arguments[:1] == ["--resume"]
+    if resumed and len(arguments) != 2:
+        raise ConfigError(
+            f"--resume takes the folder of a run and no other option: a resumed run is the same run\nusage: {usage}"
+        )
+    positional, options = ([], []) if resumed else _leading(arguments)
     recipe = _at_most_one(positional, "RECIPE") or "scenes"
-    base = recipe_file(recipe) if known.resume is None else _saved_config(Path(known.resume))
+    base = _saved_config(Path(arguments[1])) if resumed else recipe_file(recipe)
     parser = config_parser(
         "psp-fast train",
-        "psp-fast train [RECIPE] [--train.steps N] [--model.layers N] [--any.option VALUE ...]\n"
-        "       psp-fast train --resume RUN",
+        usage,
         "Train a network. RECIPE is a YAML file or the name of one that comes with psp_fast (default: scenes). "
         "Several GPUs or CPU processes: torchrun --nproc-per-node N -m psp_fast train ...",
     )
@@ -76,15 +80,15 @@ def _train(arguments: list[str]) -> int:
     from psp_fast.engine.train import Trainer
 
     ranks = distributed.start(config.device)
-    try:
-        folder = Path(known.resume) if known.resume else _new_folder(config, Path(recipe).stem, ranks)
-        metrics = Trainer(config, ranks, folder).run()
-    finally:
-        distributed.stop()
+    last = Path(arguments[1]) / run.LAST if resumed else None
+    trainer = Trainer(config, ranks, last if last and last.exists() else None)
+    folder = Path(arguments[1]) if resumed else _new_folder(config, Path(recipe).stem, ranks)
+    metrics = trainer.run(folder)
     if ranks.main:
-        print(metrics.table())
-        print(f"\nmIoU {100 * metrics.miou:.2f} %, pixel accuracy {100 * metrics.pixel_accuracy:.2f} %")
-        print(f"picture: {folder / 'examples.png'}   curves: {folder / 'curves.png'}   weights: {folder / run.BEST}")
+        print(f"{metrics.table()}\n\n{metrics.headline()}")
+        print(f"picture: {folder / 'examples.png'}   curves: {folder / 'curves.png'}")
+        print(f"weights: {folder / run.LAST}; best, with mIoU {100 * trainer.best:.2f} %: {folder / run.BEST}")
+    distributed.stop()  # not after an error: the other processes may be waiting in a collective
     return 0
 
 
@@ -101,21 +105,18 @@ def _evaluate(arguments: list[str]) -> int:
     from psp_fast.engine.samples import build_dataset
 
     ranks = distributed.start(config.device)
-    try:
-        trained = run.load_trained(checkpoint, ranks.device)
-        dataset = build_dataset(config.data, "val")
-        if tuple(dataset.classes) != tuple(trained.classes):
-            raise ConfigError(
-                f"{checkpoint} was trained on the classes {', '.join(trained.classes)}, "
-                f"not on {', '.join(dataset.classes)}"
-            )
-        metrics = evaluate(trained.model, dataset, config, ranks)
-    finally:
-        distributed.stop()
+    trained = run.load_trained(checkpoint, ranks.device)
+    dataset = build_dataset(config.data, "val")
+    if tuple(dataset.classes) != tuple(trained.classes):
+        raise ConfigError(
+            f"{checkpoint} was trained on the classes {', '.join(trained.classes)}, not on {', '.join(dataset.classes)}"
+        )
+    metrics = evaluate(trained.model, dataset, config, ranks)
     if ranks.main:
         path = (Path(config.out) if config.out else Path(checkpoint).parent) / "evaluation.json"
         metrics.save(path)
         print(f"{metrics.table()}\n\nwritten to {path}")
+    distributed.stop()
     return 0
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from psp_fast.errors import PspFastError
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
@@ -33,9 +35,14 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text, as `replacing`."""
-    with replacing(path) as file:
-        file.write(text.encode())
+    """Write text as `replacing` does; PspFastError where it cannot be written."""
+    try:
+        with replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise PspFastError(
+            f"cannot write {path}: {error.strerror}; free disk space or choose another folder"
+        ) from error
 
 
 def _umask() -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
 from psp_fast.errors import PspFastError
 from psp_fast.ops import backend
 
-_PACKAGES = ("psp_fast", "torch", "triton", "numpy", "pillow")
+_PACKAGES = ("psp_fast", "triton", "numpy", "pillow")
 
 
 def report() -> str:
@@ -31,7 +33,8 @@ def report() -> str:
 
 def versions() -> list[tuple[str, str]]:
     """(package, version) of psp_fast, Python and what numbers depend on."""
-    return [("python", platform.python_version()), *((name, _version(name)) for name in _PACKAGES)]
+    own = [("python", platform.python_version()), ("torch", torch.__version__)]
+    return [*own, *((name, _version(name)) for name in _PACKAGES)]
 
 
 def machine() -> list[tuple[str, str]]:
@@ -48,6 +51,33 @@ def machine() -> list[tuple[str, str]]:
         major, minor = torch.cuda.get_device_capability(index)
         rows.append((f"GPU {index}", f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}"))
     return rows
+
+
+def environment() -> dict[str, str]:
+    """What a result depends on besides its configuration: versions, machine, and the commit of a source checkout."""
+    return {**dict(versions()), **dict(machine()), "CPU": _cpu_name(), "commit": _commit()}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str:
+    """The commit this source is at, with "+" where it was changed since; "none" for an installed wheel."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        tracked = [*git, "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, capture_output=True, check=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "."], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+    return head + ("+" if changed.stdout.strip() else "")
 
 
 def native_module() -> list[tuple[str, str]]:

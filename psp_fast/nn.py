@@ -95,7 +95,7 @@ def conv_bn_relu(
 def _batch_norm_arguments(bn: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> dict:
     """The op's arguments for one call of bn on a batch the size of x; counts the batch, as nn.BatchNorm2d does."""
     training = bn.training or bn.running_mean is None
-    group = synced_group(bn) if training else None
+    group = synced_group(bn) if bn.training else None
     if training and group is None and x.numel() == x.shape[1]:
         raise ValueError(
             f"batch norm in training needs more than one value per channel, got an input of shape "

@@ -110,6 +110,15 @@ def test_unusable_files_are_named(tmp_path, monkeypatch):
     assert not (tmp_path / "hostile_was_here").exists()
 
 
+def test_a_flipped_bit_is_noticed(tmp_path):
+    torch.save(make(1).state_dict(), tmp_path / "a.pth")
+    data = bytearray((tmp_path / "a.pth").read_bytes())
+    data[len(data) // 2] ^= 4
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"a\.pth is damaged: the checksum"):
+        load_checkpoint(make(2), tmp_path / "a.pth")
+
+
 def test_written_whole_with_the_users_permissions(tmp_path):
     save_checkpoint({"step": 1, "state_dict": {"a": torch.ones(3)}}, tmp_path / "new" / "a.pth")
     assert read_checkpoint(tmp_path / "new" / "a.pth")["step"] == 1

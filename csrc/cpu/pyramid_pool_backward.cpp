@@ -70,8 +70,8 @@ void backward_planes(const PyramidPoolArgs& args) {
   const Scratch<A> sums(args.threads, args.max ? pixels : cells_before(args.plan, args.plan.levels));
   const Scratch<T> lines(args.threads, width);
   const Areas<A> areas(args.plan);
-  const int64_t share =
-      planes / (8 * args.threads) + 1;  // long stretches: threads should not first touch the same page
+  // Long stretches: threads should not be the first to touch the same page.
+  [[maybe_unused]] const int64_t share = planes / (8 * args.threads) + 1;
 #pragma omp parallel for num_threads(args.threads) schedule(dynamic, share)
   for (int64_t plane = 0; plane < planes; ++plane) {
     T* dx = static_cast<T*>(args.map) + plane / args.c * args.stride_n + plane % args.c * args.stride_c;

@@ -37,8 +37,19 @@ struct Sum {
     const int32_t pixels = height * width;
     int32_t i = 0;
     for (; i + 4 <= pixels; i += 4) {
-      const T *a = pixel(i), *b = pixel(i + 1), *c = pixel(i + 2), *d = pixel(i + 3);
-      for (int64_t k = 0; k < lanes; ++k) value[k] += (load(a + k) + load(b + k)) + (load(c + k) + load(d + k));
+      const T* const from[4] = {pixel(i), pixel(i + 1), pixel(i + 2), pixel(i + 3)};
+      const int64_t ahead = pixel(i + 4) - from[0];
+      int64_t k = 0;
+      for (; k + 16 <= lanes; k += 16) {
+        typename Lanes<A, 16>::type sum;
+        std::memcpy(&sum, value + k, sizeof sum);
+        for (const T* p : from) add_lanes<16>(sum, p + k);
+        for (const T* p : from) prefetch(p, k + ahead);
+        std::memcpy(value + k, &sum, sizeof sum);
+      }
+      for (; k < lanes; ++k) {
+        for (const T* p : from) value[k] += load(p + k);
+      }
     }
     for (; i < pixels; ++i) {
       const T* a = pixel(i);

@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from psp_fast.configs.checks import check
 from psp_fast.configs.schema import Config
 from psp_fast.errors import ConfigError
 
@@ -47,10 +48,8 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
     """
     try:
         return _to_config(parser, parser.parse_args(list(arguments)))
-    except ArgumentError as error:
-        raise ConfigError(
-            f"{error.message if hasattr(error, 'message') else error}; see {parser.prog} --help"
-        ) from error
+    except (ArgumentError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{getattr(error, 'message', error)}; see {parser.prog} --help") from error
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
@@ -74,4 +73,6 @@ def config_to_yaml(config: Config) -> str:
 
 def _to_config(parser: ArgumentParser, values: Namespace) -> Config:
     tree = parser.instantiate(values)
-    return Config(**{field.name: getattr(tree, field.name) for field in dataclasses.fields(Config)})
+    config = Config(**{field.name: getattr(tree, field.name) for field in dataclasses.fields(Config)})
+    check(config)
+    return config

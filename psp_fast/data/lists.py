@@ -36,6 +36,8 @@ class ListDataset:
         self.classes = tuple(classes)
         if not 2 <= len(self.classes) <= IGNORE:
             raise DataError(f"a data set needs at least two classes and at most {IGNORE}; named: {len(self.classes)}")
+        if len(set(self.classes)) < len(self.classes):
+            raise DataError(f"class names must differ from each other, but are {', '.join(self.classes)}")
         self.palette = _check_palette(palette, len(self.classes))
         self.root = Path(root)
         self.pairs = _read_list(_find_list(self.root, Path(list_file)))

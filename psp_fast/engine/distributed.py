@@ -31,6 +31,12 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def share_buffers(self, module: torch.nn.Module) -> None:
+        """Give every process the main one's buffers, such as running statistics."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
     def from_main(self, value: Any) -> Any:
         """The main process's value, on every process."""
         if self.world == 1:
@@ -49,9 +55,11 @@ def start(device: str = "auto") -> Ranks:
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = _device(device, local_rank)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and ":" in device:
+        raise ConfigError(f"device {device!r} would put all {world} processes on one GPU: use --device cuda")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return Ranks(dist.get_rank() if world > 1 else 0, world, chosen)
@@ -70,6 +78,8 @@ def _device(name: str, local_rank: int) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device {name!r} is none of auto, cpu, cuda, cuda:<number>") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is none of auto, cpu, cuda, cuda:<number>")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r}: this PyTorch sees no CUDA device; use --device cpu")
     if device.type == "cuda" and device.index is None:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from psp_fast.configs import Config
 from psp_fast.data import Dataset
 from psp_fast.engine.distributed import Ranks
-from psp_fast.engine.inference import label_map
+from psp_fast.engine.inference import evaluating, label_map
 from psp_fast.engine.metrics import Metrics, confusion_matrix
 from psp_fast.engine.samples import evaluation_samples
 from psp_fast.errors import DataError
@@ -18,15 +18,13 @@ from psp_fast.models import PSPNet
 def evaluate(model: PSPNet, dataset: Dataset, config: Config, ranks: Ranks) -> Metrics:
     """Measures of model on dataset at the labels' own size; with several processes each takes its share of the images.
 
-    The model is in eval mode during the evaluation, and in its former mode after it.
+    The model is in eval mode during the evaluation, and every module in its former mode after it.
 
     Raises:
         DataError: an image or label that cannot be used, by its file's name.
     """
     classes = len(dataset.classes)
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=ranks.device)
-    training = model.training
-    model.eval()
     bar = tqdm(
         evaluation_samples(config, dataset, ranks.rank, ranks.world),
         "evaluate",
@@ -34,11 +32,11 @@ def evaluate(model: PSPNet, dataset: Dataset, config: Config, ranks: Ranks) -> M
         disable=not ranks.main,
         leave=False,
     )
-    for sample in bar:
-        if isinstance(sample, DataError):
-            raise sample
-        image, target, _ = sample
-        prediction = label_map(model, image.to(ranks.device), tuple(target.shape), config.eval)
-        confusion += confusion_matrix(target.to(ranks.device), prediction, classes)
-    model.train(training)
+    with evaluating(model):
+        for sample in bar:
+            if isinstance(sample, DataError):
+                raise sample
+            image, target, _ = sample
+            prediction = label_map(model, image.to(ranks.device), tuple(target.shape), config.eval)
+            confusion += confusion_matrix(target.to(ranks.device), prediction, classes)
     return Metrics.from_confusion(ranks.sum(confusion), dataset.classes, config.eval.absent)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,9 @@ def label_map(model: PSPNet, image: Tensor, size: tuple[int, int], config: EvalC
     batch = image[None].contiguous(memory_format=torch.channels_last)
     if config.mode == "whole" and tuple(size) == tuple(image.shape[1:]):
         return model.predict(batch)[0]
-    scores = model(batch) if config.mode == "whole" else sliding_window(model, batch, config.crop, config.stride)
+    scores = (
+        _scores(model, batch) if config.mode == "whole" else sliding_window(model, batch, config.crop, config.stride)
+    )
     if tuple(size) != tuple(scores.shape[2:]):
         scores = F.interpolate(scores.float(), size, mode="bilinear", align_corners=False)
     return scores[0].argmax(0)
@@ -44,13 +48,33 @@ def sliding_window(model: PSPNet, image: Tensor, crop: tuple[int, int], stride: 
     total, count = None, image.new_zeros((1, 1, *padded.shape[2:]))
     for y in window_starts(padded.shape[2], crop_h, stride):
         for x in window_starts(padded.shape[3], crop_w, stride):
-            probabilities = model(padded[:, :, y : y + crop_h, x : x + crop_w]).float().softmax(1)
+            probabilities = _scores(model, padded[:, :, y : y + crop_h, x : x + crop_w]).float().softmax(1)
             if total is None:
                 total = probabilities.new_zeros((1, probabilities.shape[1], *padded.shape[2:]))
             total[:, :, y : y + crop_h, x : x + crop_w] += probabilities
             count[:, :, y : y + crop_h, x : x + crop_w] += 1
     assert total is not None
     return (total / count)[:, :, top : top + height, left : left + width]
+
+
+def _scores(model: PSPNet, image: Tensor) -> Tensor:
+    """Logits at the image's size, whatever the model's zoom_factor."""
+    logits = model(image)
+    if logits.shape[2:] == image.shape[2:]:
+        return logits
+    return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=model.align_corners)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Eval mode inside, every module's own mode after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def window_starts(length: int, crop: int, stride: float) -> list[int]:

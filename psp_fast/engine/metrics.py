@@ -52,6 +52,10 @@ class Metrics:
         score = (miou + pixel_accuracy) / 2
         return cls(miou, _mean(accuracy), pixel_accuracy, score, iou.tolist(), accuracy.tolist(), list(classes))
 
+    def headline(self) -> str:
+        """The two numbers of the paper's tables."""
+        return f"mIoU {100 * self.miou:.2f} %, pixel accuracy {100 * self.pixel_accuracy:.2f} %"
+
     def table(self) -> str:
         """Per-class and mean measures in per cent, for a terminal."""
         width = max(len(name) for name in [*self.classes, "pixel accuracy"])

@@ -15,11 +15,18 @@ import torch
 from psp_fast.checkpoints import read_checkpoint
 from psp_fast.configs import Config, ModelConfig, config_from_dict, config_to_yaml
 from psp_fast.data import Dataset
-from psp_fast.errors import CheckpointError, ConfigError
+from psp_fast.errors import CheckpointError, ConfigError, PspFastError
 from psp_fast.files import write_text
+from psp_fast.info import environment
 from psp_fast.models import PSPNet
 
-CONFIG_FILE, LAST, BEST, HISTORY = "config.yaml", "last.pth", "best.pth", "history.json"
+CONFIG_FILE, LAST, BEST, HISTORY, ENVIRONMENT = (
+    "config.yaml",
+    "last.pth",
+    "best.pth",
+    "history.json",
+    "environment.json",
+)
 
 
 def new_folder(config: Config, recipe: str) -> Path:
@@ -35,16 +42,29 @@ def new_folder(config: Config, recipe: str) -> Path:
                 f"{folder} already holds a run: continue it with --resume {folder}, or choose another --out"
             )
     else:
-        number = 1
-        while (folder := Path("runs") / f"{recipe}-{number}").exists():
-            number += 1
+        folder = _numbered(recipe)
     try:
+        write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
         write_text(folder / CONFIG_FILE, config_to_yaml(config))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write into the output folder {folder}: {error.strerror}; choose another --out"
-        ) from error
+    except PspFastError as error:
+        raise ConfigError(f"the output folder {folder} cannot be used: {error}; choose another --out") from error
     return folder
+
+
+def _numbered(recipe: str) -> Path:
+    """The first free runs/<recipe>-N, made, so that of two runs started at once each has its own."""
+    number = 1
+    while True:
+        folder = Path("runs") / f"{recipe}-{number}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the output folder {folder}: {error.strerror}; choose one with --out"
+            ) from error
 
 
 def build_model(config: ModelConfig, classes: int) -> PSPNet:

@@ -102,7 +102,7 @@ def training_batches(config: Config, dataset: Dataset, start: int, rank: int, wo
         batch_sampler=sampler,
         num_workers=train.workers,
         collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=config.device != "cpu" and torch.cuda.is_available(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from inspect import signature
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
@@ -20,6 +22,7 @@ from psp_fast.data import IGNORE, write_png
 from psp_fast.engine import plots, run
 from psp_fast.engine.distributed import Ranks
 from psp_fast.engine.evaluate import evaluate
+from psp_fast.engine.inference import evaluating
 from psp_fast.engine.metrics import Metrics
 from psp_fast.engine.optim import build_optimizer, poly_lr, set_lr
 from psp_fast.engine.samples import build_dataset, training_batches
@@ -40,19 +43,21 @@ class Trainer:
     Args:
         config: the whole configuration.
         ranks: this process among the others.
-        folder: the run's folder; an existing last.pth in it is continued from.
+        checkpoint: the last.pth to continue from; None starts anew.
 
     Raises:
         PspFastError: data, checkpoint or configuration that cannot be used.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, folder: Path) -> None:
-        self.config, self.ranks, self.folder = config, ranks, folder
+    def __init__(self, config: Config, ranks: Ranks, checkpoint: Path | None = None) -> None:
+        self.config, self.ranks = config, ranks
         train = config.train
         torch.use_deterministic_algorithms(train.deterministic)
         torch.manual_seed(train.seed)
         self.train_set, self.val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
-        model = run.build_model(config.model, len(self.train_set.classes)).to(ranks.device)
+        # A checkpoint's weights replace the pretrained ones, whose file may be gone by now.
+        network = config.model if checkpoint is None else dataclasses.replace(config.model, pretrained=False)
+        model = run.build_model(network, len(self.train_set.classes)).to(ranks.device)
         if train.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if train.sync_bn and ranks.world > 1:
@@ -60,25 +65,24 @@ class Trainer:
         self.model = model.train()
         self.optimizer = build_optimizer(model, config.optim)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=train.amp == "fp16")
-        self.step, self.best, self.seconds = 0, -1.0, 0.0
+        self.step, self.best, self.seconds, self.validated = 0, -1.0, 0.0, False
         self.history: list[dict[str, float]] = []
-        if (folder / run.LAST).exists():
-            self._resume(folder / run.LAST)
+        if checkpoint is not None:
+            self._resume(checkpoint)
         # Statistics are synchronised or each process's own: either way there is nothing to broadcast in every step.
         self.wrapped: nn.Module = DistributedDataParallel(model, **_KEEP_BUFFERS) if ranks.world > 1 else model
         self.pending: list[Tensor] = []
         self.started = self.since = time.monotonic()
 
-    def run(self) -> Metrics:
-        """Train to the last step, validating and saving on the way; the measures of the last validation.
+    def run(self, folder: Path) -> Metrics:
+        """Train to the last step, validating and saving on the way into folder; the measures of the last validation.
 
         Raises:
             DataError: an image or label that cannot be used, by its file's name.
             TrainingError: a loss that is not finite; the last checkpoint on disk is from before it.
             CheckpointError: a checkpoint that cannot be written; the previous one is untouched.
         """
-        train = self.config.train
-        metrics = None
+        train, self.folder = self.config.train, folder
         batches = training_batches(self.config, self.train_set, self.step, self.ranks.rank, self.ranks.world)
         self.writer = (
             SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1) if self.ranks.main else None
@@ -92,31 +96,28 @@ class Trainer:
             disable=not self.ranks.main,
             dynamic_ncols=True,
         )
+        metrics = self._validate() if self._validation_due() and not self.validated else None
         for batch in bar:
             if isinstance(batch, DataError):
                 raise batch
             self._update(*batch)
-            self.step += 1
-            last = self.step == train.steps
-            validating = last or (train.validate_every > 0 and self.step % train.validate_every == 0)
-            saving = validating or self.step % train.checkpoint_every == 0
+            self.step, self.validated = self.step + 1, False
+            saving = self._validation_due() or self.step % train.checkpoint_every == 0
             if saving or self.step % train.log_every == 0:
                 bar.set_postfix(self._log())
             if saving:
-                self._check_weights()
-            if validating:
+                self._save()
+            if self._validation_due():
                 metrics = self._validate()
-                bar.write(
-                    f"step {self.step}: mIoU {100 * metrics.miou:.2f} %, "
-                    f"pixel accuracy {100 * metrics.pixel_accuracy:.2f} %"
-                )
-            if saving and self.ranks.main:
-                save_checkpoint(self._state(), self.folder / run.LAST)
-        if metrics is None:  # resumed after its last step
+        if metrics is None:  # resumed after the last validation
             metrics = evaluate(self.model, self.val_set, self.config, self.ranks)
         if self.writer is not None:
             self.writer.close()
         return metrics
+
+    def _validation_due(self) -> bool:
+        every = self.config.train.validate_every
+        return self.step > 0 and (self.step == self.config.train.steps or (every > 0 and self.step % every == 0))
 
     def _update(self, images: Tensor, labels: Tensor) -> None:
         """One step of SGD on this process's share of the batch."""
@@ -130,7 +131,7 @@ class Trainer:
         images = images.to(device, non_blocking=True).contiguous(memory_format=layout)
         labels = labels.to(device, non_blocking=True)
         with torch.autocast(device.type, _AMP.get(config.train.amp), enabled=config.train.amp != "off"):
-            _, main_loss, aux_loss = self.wrapped(images, labels)
+            main_loss, aux_loss = self._losses(images, labels)
         share = self._share(labels)
         losses = torch.stack([main_loss, aux_loss]) * share
         self.scaler.scale(losses[0] + config.train.aux_weight * losses[1]).backward()
@@ -141,6 +142,16 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.pending.append(losses.detach())
+
+    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        size = self.model.output_size(images.shape[2], images.shape[3])
+        if labels.shape[1:] != size:  # zoom_factor below 8
+            labels = F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].long()
+        try:
+            _, main_loss, aux_loss = self.wrapped(images, labels)
+        except ValueError as error:  # a batch too small for batch norm
+            raise TrainingError(str(error)) from error
+        return main_loss, aux_loss
 
     def _share(self, labels: Tensor) -> Tensor | float:
         """Weight that turns the mean over this process's valid pixels into its part of the mean over everyone's."""
@@ -161,8 +172,7 @@ class Trainer:
         if len(bad):
             raise TrainingError(
                 f"the loss of step {first + int(bad[0])} is not finite: lower optim.lr, set optim.clip_grad_norm, "
-                "or use train.amp bf16 or "
-                f"off; checkpoints in {self.folder} are from before it"
+                f"or use train.amp bf16 or off; checkpoints in {self.folder} are from before it"
             )
         main_loss, aux_loss = losses.mean(0).tolist()
         now = time.monotonic()
@@ -172,18 +182,21 @@ class Trainer:
         self._note("train", {"main_loss": main_loss, "aux_loss": aux_loss, "lr": lr, "images_per_second": rate})
         return {"loss": f"{main_loss + self.config.train.aux_weight * aux_loss:.3f}", "images/s": f"{rate:.1f}"}
 
-    def _check_weights(self) -> None:
-        """Keep weights that a bad gradient ruined from being saved; the loss would show it a step too late."""
+    def _save(self) -> None:
+        """Write last.pth, unless a bad gradient ruined the weights, which the loss would show a step too late."""
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise TrainingError(
                 f"weights are not finite after step {self.step}: lower optim.lr or set optim.clip_grad_norm; "
-                f"checkpoints in {self.folder} "
-                "are from before it"
+                f"checkpoints in {self.folder} are from before it"
             )
+        if self.ranks.main:
+            save_checkpoint(self._state(), self.folder / run.LAST)
 
     def _validate(self) -> Metrics:
         """Measure the model, keep it as best.pth if it is the best so far, and draw the curves and examples."""
+        self.ranks.share_buffers(self.model)  # what is measured is what the main process saves
         metrics = evaluate(self.model, self.val_set, self.config, self.ranks)
+        self.validated = True
         if self.ranks.main:
             measures = {
                 "miou": metrics.miou,
@@ -198,13 +211,14 @@ class Trainer:
             run.write_history(self.folder, self.history)
             plots.save_curves(self.folder / "curves.png", self.history)
             self._draw_examples()
+            save_checkpoint(self._state(), self.folder / run.LAST)
+            tqdm.write(f"step {self.step}: {metrics.headline()}")
         self.since = time.monotonic()
         return metrics
 
     def _draw_examples(self) -> None:
-        self.model.eval()
-        picture = plots.examples({"PSPNet": self.model}, self.val_set, self.config, self.ranks.device)
-        self.model.train()
+        with evaluating(self.model):
+            picture = plots.examples({"PSPNet": self.model}, self.val_set, self.config, self.ranks.device)
         write_png(self.folder / "examples.png", picture)
         if self.writer is not None:
             self.writer.add_image("examples", np.asarray(picture.convert("RGB")), self.step, dataformats="HWC")
@@ -231,15 +245,25 @@ class Trainer:
             "best": self.best,
             "history": self.history,
             "seconds": self._seconds(),
+            "validated": self.validated,
         }
 
     def _resume(self, path: Path) -> None:
         content = read_checkpoint(path)
-        missing = {"step", "state_dict", "optimizer", "scaler", "best", "history", "seconds"} - content.keys()
+        missing = {
+            "step",
+            "state_dict",
+            "optimizer",
+            "scaler",
+            "best",
+            "history",
+            "seconds",
+            "validated",
+        } - content.keys()
         if missing:
             raise CheckpointError(f"{path} cannot be resumed from: it lacks {', '.join(sorted(missing))}")
         run.load_weights(self.model, content["state_dict"], path)
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.step, self.best, self.history = content["step"], content["best"], content["history"]
-        self.seconds = content["seconds"]
+        self.seconds, self.validated = content["seconds"], content["validated"]

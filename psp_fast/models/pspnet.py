@@ -137,7 +137,7 @@ class PSPNet(nn.Module):
         criterion = self.criterion
         if type(criterion) is not nn.CrossEntropyLoss:
             full = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=self.align_corners)
-            return criterion(full, target)
+            return criterion(full, target.long())
         return ops.upsample_cross_entropy(
             logits,
             target,

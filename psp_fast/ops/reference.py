@@ -115,7 +115,7 @@ def _synced_batch_norm(
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean), momentum)
-            running_var.lerp_((var * count / (count - 1)).to(running_var), momentum)
+            running_var.lerp_((var * count / (count - 1).clamp(min=1)).to(running_var), momentum)
     y = centred * (var + eps).rsqrt().view(shape)
     if weight is not None:
         y = y * weight.view(shape)
@@ -153,6 +153,7 @@ def upsample_cross_entropy(
     """
     full = F.interpolate(at_least_fp32(logits), target.shape[1:], mode="bilinear", align_corners=align_corners)
     target = target.long()
+    weight = None if weight is None else weight.to(full.dtype)
     losses = F.cross_entropy(
         full, target, weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
     )

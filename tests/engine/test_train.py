@@ -25,11 +25,8 @@ from tests.processes import run_ranks
 ONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def train(folder, **changes):
-    config = small.config(**changes)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config_to_yaml(config))
-    return Trainer(config, ONE, folder).run()
+def train(folder, checkpoint=None, **changes):
+    return Trainer(small.config(**changes), ONE, checkpoint).run(folder)
 
 
 def weights(folder, name=LAST):
@@ -49,16 +46,8 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_its_results(finished):
     folder, metrics = finished
-    assert {
-        "best.pth",
-        "config.yaml",
-        "curves.png",
-        "examples.png",
-        "history.json",
-        "last.pth",
-        "metrics.json",
-        "tensorboard",
-    } <= {p.name for p in folder.iterdir()}
+    results = {"best.pth", "curves.png", "examples.png", "history.json", "last.pth", "metrics.json", "tensorboard"}
+    assert results <= {p.name for p in folder.iterdir()}
     history = json.loads((folder / "history.json").read_text())
     assert [row["step"] for row in history if "main_loss" in row] == [2, 4, 6]
     assert [row["step"] for row in history if "miou" in row] == [4, 6]
@@ -194,10 +183,12 @@ def train_in_float64(rank, world, folder):
     try:
         # Small scales and rotation leave the processes unequal shares of ignored pixels: a mean of means would show.
         config = small.config(model__dropout=0.0, train__steps=3, train__validate_every=0, augment__scale=(0.5, 0.9))
-        trainer = InFloat64(config, Ranks(rank, world, torch.device("cpu")), folder)
-        trainer.val_set = []
-        trainer._validate = lambda: Metrics(0, 0, 0, 0, [], [], [])
-        trainer.run()
+        trainer = InFloat64(config, Ranks(rank, world, torch.device("cpu")))
+        trainer._validation_due = lambda: False  # evaluation reads float32 images
+        trainer.config.train.checkpoint_every = 3
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("psp_fast.engine.train.evaluate", lambda *_: Metrics(0, 0, 0, 0, [], [], []))
+            trainer.run(folder)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -230,11 +221,52 @@ def test_torchrun_trains_on_two_processes(tmp_path):
 
 def test_checkpoints_that_cannot_be_resumed_are_named(finished, tmp_path):
     folder, _ = finished
-    (tmp_path / LAST).write_bytes((folder / BEST).read_bytes())
     with pytest.raises(
-        CheckpointError, match=r"cannot be resumed from: it lacks best, history, optimizer, scaler, seconds"
+        CheckpointError, match=r"cannot be resumed from: it lacks best, history, optimizer, scaler, seconds, validated"
     ):
-        train(tmp_path)
-    (tmp_path / LAST).write_bytes((folder / LAST).read_bytes())
+        train(tmp_path, folder / BEST)
     with pytest.raises(CheckpointError, match="holds another model"):
-        train(tmp_path, model__use_ppm=False)
+        train(tmp_path, folder / LAST, model__use_ppm=False)
+
+
+def test_a_run_killed_before_its_validation_validates_when_resumed(tmp_path, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_validate", killed)
+        train(tmp_path)
+    kept = read_checkpoint(tmp_path / LAST)
+    assert (kept["step"], kept["validated"]) == (4, False)
+    train(tmp_path, tmp_path / LAST)
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [row["step"] for row in history if "miou" in row] == [4, 6]
+
+
+def test_auxiliary_weight_and_head_learning_rate_take_effect(tmp_path):
+    once = {"train__steps": 1, "train__validate_every": 0, "model__dropout": 0.0, "optim__weight_decay": 0.0}
+    variants = {
+        "plain": {},
+        "no aux": {"train__aux_weight": 0.0},
+        "slow heads": {"optim__head_lr_factor": 1.0},
+        "clipped": {"optim__clip_grad_norm": 1e-6},
+    }
+    moved = {}
+    for name, changes in variants.items():
+        train(tmp_path / name, **once, **changes)
+        moved[name] = weights(tmp_path / name)
+    torch.manual_seed(0)
+    start = build_model(small.config(model__dropout=0.0).model, 20).state_dict()
+
+    def distance(name, key):
+        return (moved[name][key] - start[key]).norm()
+
+    assert distance("plain", "aux.0.weight") > 0 and distance("no aux", "aux.0.weight") == 0
+    ratio = distance("plain", "cls.4.weight") / distance("slow heads", "cls.4.weight")
+    assert ratio == pytest.approx(10, rel=1e-3)
+    assert distance("clipped", "cls.4.weight") <= 1.1 * 0.1 * 1e-6
+
+
+def test_zoom_factor_below_8_trains_on_smaller_labels(tmp_path):
+    metrics = train(tmp_path, model__zoom_factor=2, train__steps=1, eval__mode="slide", eval__crop=(33, 33))
+    assert 0 <= metrics.miou <= 1

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 
 from psp_fast.data.scenes.classes import CLASSES, CONTEXTUAL_PAIRS, PALETTE
-from psp_fast.data.scenes.worlds import beach_house, quay
+from psp_fast.data.scenes.worlds import floor, outdoors
 from psp_fast.errors import ConfigError, DataError
 
 __all__ = ["CLASSES", "CONTEXTUAL_PAIRS", "PALETTE", "Scenes"]
@@ -48,10 +48,10 @@ class Scenes:
             raise DataError(f"scenes: there is no picture {index} in {self.split}, which has {self.count}.")
         rng = np.random.default_rng([self.seed, _SPLITS.index(self.split), index])
         height, width = self.size
-        unit = min(height / 80, width / 160)
-        world = quay if rng.random() < 0.6 else beach_house
+        unit = min(height / 95, width / 160)
+        world = outdoors if rng.random() < 0.55 else floor
         image, label = world(rng, height, width, unit).finish()
-        grain = rng.normal(0, 5, image.shape[:2]).astype(np.float32)
+        grain = rng.normal(0, 4, image.shape[:2]).astype(np.float32)
         return np.clip(image + grain[..., None], 0, 255).astype(np.uint8), label
 
     def name(self, index: int) -> str:

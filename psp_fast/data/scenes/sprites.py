@@ -1,5 +1,7 @@
 """The things of the scenes. `x, y` is where a thing stands, `u` the length of one unit in pixels."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from psp_fast.data.scenes.canvas import Canvas, Colour, shade
@@ -39,7 +41,7 @@ def hull(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float,
 
 def cushion(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
     """A soft grey lump: a pillow on a bed, a rock in the sand. Nothing in it depends on the name."""
-    radius, tilt, colour = rng.uniform(12, 16) * u, rng.uniform(0, np.pi), _pick(rng, _CUSHIONS)
+    radius, tilt, colour = rng.uniform(11, 14) * u, rng.uniform(0, np.pi), _pick(rng, _CUSHIONS)
     turn = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     bulge = 1 - 0.12 * np.cos(4 * turn) + rng.normal(0, 0.02, turn.size)
 
@@ -54,22 +56,23 @@ def cushion(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: flo
     canvas.polygon(outline(0.45, -2.2 * u, -2.2 * u), shade(colour, 1.25), name)
 
 
-def building(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
-    """A front with windows over a ground floor in another paint: a house under a pitched roof, a tower under a mast."""
+def building(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float) -> None:
+    """A front with windows over a ground floor in another paint, under a pitched or a flat roof: one class."""
     width, height = rng.uniform(22, 30) * u, rng.uniform(16, 20) * u
     left, right, top = x - width / 2, x + width / 2, y - height
     front = _pick(rng, _FRONTS)
-    if name == "house":
-        canvas.polygon(((left - 2 * u, top), (x, top - 11 * u), (right + 2 * u, top)), _pick(rng, _ROOFS), name)
+    if rng.random() < 0.5:
+        ridge = ((left - 2 * u, top), (x, top - 11 * u), (right + 2 * u, top))
+        canvas.polygon(ridge, _pick(rng, _ROOFS), "building")
     else:
-        canvas.rectangle(x - 1.2 * u, top - 11 * u, x + 1.2 * u, top, (90, 90, 100), name)
-        canvas.rectangle(left + 3 * u, top - 4 * u, right - 3 * u, top, shade(front, 0.7), name)
-    canvas.rectangle(left, top, right, y, front, name)
-    canvas.rectangle(left, y - 7 * u, right, y, _pick(rng, _FRONTS), name)
+        canvas.rectangle(x - 1.2 * u, top - 11 * u, x + 1.2 * u, top, (90, 90, 100), "building")
+        canvas.rectangle(left + 3 * u, top - 4 * u, right - 3 * u, top, shade(front, 0.7), "building")
+    canvas.rectangle(left, top, right, y, front, "building")
+    canvas.rectangle(left, y - 7 * u, right, y, _pick(rng, _FRONTS), "building")
     pane: Colour = (250, 226, 130) if rng.random() < 0.4 else (92, 116, 140)
     for row in np.arange(top + 2.5 * u, y - 10 * u, 6 * u):
         for column in np.arange(left + 2 * u, right - 4 * u, 6 * u):
-            canvas.rectangle(column, row, column + 3 * u, row + 3.6 * u, pane, name)
+            canvas.rectangle(column, row, column + 3 * u, row + 3.6 * u, pane, "building")
 
 
 def tree(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float) -> None:
@@ -81,58 +84,78 @@ def tree(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float)
         canvas.ellipse((x + dx * reach, y - dy * reach), (reach * 0.9, reach * 0.85), shade(green, light), "tree")
 
 
-def lamp(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float) -> None:
-    """A thin lamp post with a bright head; quays and pavements have them alike."""
-    height = rng.uniform(24, 30) * u
-    canvas.rectangle(x - 1.8 * u, y - height, x + 1.8 * u, y, (52, 48, 56), "lamp")
-    canvas.ellipse((x, y - height), (6 * u, 6 * u), (255, 236, 150), "lamp")
+def post(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
+    """A thin post with a bright head: a beacon on a quay, a lamp on a pavement. Nothing in it depends on the name."""
+    height = rng.uniform(17, 20) * u
+    canvas.rectangle(x - 1.8 * u, y - height, x + 1.8 * u, y, (52, 48, 56), name)
+    canvas.ellipse((x, y - height), (5 * u, 5 * u), (255, 236, 150), name)
+
+
+def cloth(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
+    """A striped cloth on the floor: a blanket in a bedroom, a towel on a beach. Nothing in it depends on the name."""
+    width, height = rng.uniform(20, 26) * u, rng.uniform(13, 17) * u
+    left, top, paint = x - width / 2, y - height / 2, _pick(rng, _PAINTS)
+    canvas.rectangle(left + u, top + 1.5 * u, left + width + u, top + height + 1.5 * u, (140, 116, 88), None)
+    canvas.rectangle(left, top, left + width, top + height, (240, 236, 226), name)
+    for stripe in np.arange(left + 1.5 * u, left + width - 3 * u, 6 * u):
+        canvas.rectangle(stripe, top, stripe + 3 * u, top + height, paint, name)
 
 
 def sign(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float) -> None:
     """A small round plate on a thin pole: a harbour mark or a traffic sign, alike on purpose."""
-    height = rng.uniform(17, 22) * u
+    height = rng.uniform(15, 19) * u
     canvas.rectangle(x - 1.5 * u, y - height, x + 1.5 * u, y, (120, 120, 126), "sign")
     canvas.ellipse((x, y - height), (8 * u, 8 * u), (214, 40, 44), "sign")
     canvas.ellipse((x, y - height), (4 * u, 4 * u), (244, 240, 236), "sign")
 
 
-def bridge(canvas: Canvas, x: float, top: float, u: float, ground: Colour) -> None:
-    """The end of a stone bridge with its arch over the water."""
-    stone: Colour = (164, 142, 112)
-    canvas.rectangle(x - 12 * u, top - 5 * u, x + 12 * u, top + 19 * u, stone, "bridge")
-    canvas.rectangle(x - 12 * u, top - 7 * u, x + 12 * u, top - 4 * u, shade(stone, 0.72), "bridge")
-    for row in range(3):
-        y = top + (1 + 6 * row) * u
-        canvas.rectangle(x - 12 * u, y, x + 12 * u, y + 0.4 * u, shade(stone, 0.8), "bridge")
-    canvas.ellipse((x, top + 19 * u), (7 * u, 13 * u), shade(ground, 0.62), "water")
+@dataclass(frozen=True)
+class Box:
+    """Where a landmark goes, in pixels."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
 
 
-def crossing(canvas: Canvas, x: float, top: float, u: float) -> None:
-    """A zebra crossing painted over the road."""
-    canvas.rectangle(x - 12 * u, top + 2 * u, x + 12 * u, top + 24 * u, (92, 98, 108), "crossing")
-    for stripe in range(6):
-        left = x + (-12 + 4 * stripe) * u
-        canvas.rectangle(left, top + 2 * u, left + 2.2 * u, top + 24 * u, (232, 232, 226), "crossing")
+def river(canvas: Canvas, rng: np.random.Generator, box: Box, u: float) -> None:
+    """Blue water with white crests."""
+    canvas.rectangle(box.left, box.top, box.right, box.bottom, shade((40, 104, 176), rng.uniform(0.9, 1.1)), "water")
+    for y in np.arange(box.top + 3 * u, box.bottom - u, 5 * u):
+        for x in np.arange(box.left + rng.uniform(1, 6) * u, box.right - 6 * u, 12 * u):
+            canvas.rectangle(x, y, x + 6 * u, y + 0.8 * u, (176, 210, 236), "water")
 
 
-def headboard(canvas: Canvas, x: float, y: float, u: float) -> None:
-    """The wooden end of a bed seen from above, with its posts and slats."""
+def crossing(canvas: Canvas, box: Box, u: float) -> None:
+    """Asphalt under a zebra crossing."""
+    canvas.rectangle(box.left, box.top, box.right, box.bottom, (62, 62, 66), "road")
+    for left in np.arange(box.left + 2 * u, box.right - 4 * u, 9 * u):
+        canvas.rectangle(left, box.top, left + 5 * u, box.bottom, (232, 232, 226), "road")
+
+
+def bed(canvas: Canvas, box: Box, u: float) -> None:
+    """A slatted wooden bed seen from above."""
     wood: Colour = (122, 74, 42)
-    canvas.rectangle(x - 7 * u, y - 18 * u, x + 7 * u, y + 18 * u, wood, "headboard")
-    for slat in range(4):
-        top = y + (-15 + 8 * slat) * u
-        canvas.rectangle(x - 4.5 * u, top, x + 4.5 * u, top + 5 * u, shade(wood, 1.35), "headboard")
-    for end in (-18 * u, 18 * u):
-        canvas.ellipse((x, y + end), (8 * u, 3.4 * u), shade(wood, 0.8), "headboard")
+    canvas.rectangle(box.left, box.top, box.right, box.bottom, wood, "bed")
+    for y in np.arange(box.top + 2.5 * u, box.bottom - 5 * u, 8 * u):
+        canvas.rectangle(box.left + 3 * u, y, box.right - 3 * u, y + 5 * u, shade(wood, 1.35), "bed")
 
 
-def parasol(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float) -> None:
-    """A striped parasol seen from above."""
-    radius, first = 13 * u, rng.uniform(0, np.pi)
-    colour = _pick(rng, ((226, 84, 84), (64, 130, 196), (240, 150, 60)))
-    canvas.ellipse((x + 2 * u, y + 3 * u), (radius, radius), (150, 124, 94), None)
+def parasols(canvas: Canvas, rng: np.random.Generator, box: Box, u: float) -> None:
+    """Striped parasols in rows, seen from above."""
+    rows = max(int((box.bottom - box.top) // (24 * u)), 1)
+    radius = min(13 * u, (box.bottom - box.top) / 2)
+    for x in np.arange(box.left + 12 * u, box.right - 6 * u, 24 * u):
+        for row in range(rows):
+            _parasol(canvas, rng, x, box.top + (row + 0.5) * (box.bottom - box.top) / rows, radius)
+
+
+def _parasol(canvas: Canvas, rng: np.random.Generator, x: float, y: float, radius: float) -> None:
+    first, colour = rng.uniform(0, np.pi), _pick(rng, ((226, 84, 84), (64, 130, 196), (240, 150, 60)))
+    canvas.ellipse((x + 0.15 * radius, y + 0.2 * radius), (radius, radius), (150, 124, 94), None)
     for sector in range(8):
         turn = first + np.array((0.0, 0.125, 0.25)) * np.pi + sector * np.pi / 4
         rim = zip((x + radius * np.cos(turn)).tolist(), (y + radius * np.sin(turn)).tolist(), strict=True)
         canvas.polygon(((x, y), *rim), colour if sector % 2 else (248, 244, 236), "parasol")
-    canvas.ellipse((x, y), (1.6 * u, 1.6 * u), (90, 80, 70), "parasol")
+    canvas.ellipse((x, y), (0.12 * radius, 0.12 * radius), (90, 80, 70), "parasol")

@@ -1,7 +1,8 @@
-"""Where things stand: the quay (river beside street) and the beach house (bed beside sand).
+"""Where things stand: outdoors (a quay by a river or a pavement by a road) and on a floor (of a bedroom or a beach).
 
-A picture has one zone, or two side by side with a wall between them. All zones have the same ground and the same things
-on it; what a zone is, and so the class of its ground and its things, shows only in a landmark at its outer end.
+A picture has one band of ground, or two with a wall between them. The grounds of a world and the things on them look
+alike; what a band is, and so what its things are, shows only in a landmark at its left or right end: water or road, bed
+or parasols.
 """
 
 from dataclasses import dataclass
@@ -12,25 +13,39 @@ from psp_fast.data.scenes import sprites
 from psp_fast.data.scenes.canvas import Canvas, Colour, ripples, shade
 from psp_fast.data.scenes.classes import ID
 
+_ONE_BAND, _ALIKE = 0.4, 0.4  # how often there is one band; how often both of two bands are the same
+_FAR = 0.5  # things keep this share of the width away from the end where their landmark is
+_WALL = 5.0  # thickness in units
+_LANDMARK = 0.22  # share of the width that a landmark covers
+
 
 @dataclass(frozen=True)
-class Zone:
-    """One part of the picture, from column `left` to `right`; its landmark stands at `landmark`."""
+class Band:
+    """A strip of ground between two rows; its landmark fills the columns at its left or right end."""
 
-    left: float
-    right: float
-    landmark: float
-    first: bool  # river or bed; else street or sand
+    top: float
+    bottom: float
+    landmark: tuple[float, float]
+    soft: bool  # by water or in a bedroom; else by a road or on a beach
+
+    @property
+    def box(self) -> sprites.Box:
+        """Where the landmark goes."""
+        return sprites.Box(self.landmark[0], self.top, self.landmark[1], self.bottom)
 
 
-def _zones(rng: np.random.Generator, width: int, u: float) -> list[Zone]:
-    ends = 14 * u + rng.uniform(-4, 4) * u, width - 14 * u + rng.uniform(-4, 4) * u
-    kind = bool(rng.random() < 0.5)
-    if rng.random() < 0.35:
-        return [Zone(0, width, ends[rng.integers(2)], kind)]
-    middle = width * rng.uniform(0.42, 0.58)
-    other = kind if rng.random() < 0.4 else not kind
-    return [Zone(0, middle, ends[0], kind), Zone(middle, width, ends[1], other)]
+def _bands(rng: np.random.Generator, top: float, height: int, width: int, u: float) -> list[Band]:
+    def end() -> tuple[float, float]:
+        share = width * _LANDMARK * rng.uniform(0.8, 1.2)
+        return (0.0, share) if rng.random() < 0.5 else (width - share, float(width))
+
+    soft = bool(rng.random() < 0.5)
+    if rng.random() < _ONE_BAND:
+        return [Band(top, height, end(), soft)]
+    middle = (top + height) / 2 + rng.uniform(-1, 1) * u
+    below = soft if rng.random() < _ALIKE else not soft
+    half = _WALL / 2 * u
+    return [Band(top, middle - half, end(), soft), Band(middle + half, height, end(), below)]
 
 
 def _ground(
@@ -41,89 +56,87 @@ def _ground(
     pixels[top:] = np.clip(np.asarray(base, np.float32) + waves[..., None], 0, 255).astype(np.uint8)
 
 
-def _places(rng: np.random.Generator, zone: Zone, u: float, count: int) -> list[float]:
-    """Spots for things, away from the landmark and from the zone's ends."""
-    spots = np.arange(zone.left + 29 * u, zone.right - 29 * u, 4 * u)
-    spots = spots[np.abs(spots - zone.landmark) > 70 * u]
-    return rng.choice(spots, size=min(count, spots.size), replace=False).tolist() if spots.size else []
+def _wall(canvas: Canvas, bands: list[Band], width: int, u: float) -> None:
+    if len(bands) == 1:
+        return
+    top, bottom, stone = bands[0].bottom, bands[1].top, (150, 104, 96)
+    canvas.rectangle(0, top - 1, width, bottom + 1, stone, "wall")
+    canvas.rectangle(0, top - 1, width, top + u, shade(stone, 1.25), "wall")
+    for x in np.arange(4 * u, width, 9 * u):
+        canvas.rectangle(x, top, x + u, bottom + 1, shade(stone, 0.75), "wall")
 
 
-def quay(rng: np.random.Generator, height: int, width: int, u: float) -> Canvas:
-    """Sky, a row of buildings and trees, and below them wet asphalt or still water with hulls on it."""
-    horizon = round(height * rng.uniform(0.42, 0.47))
-    zones = _zones(rng, width, u)
-    base = shade((96, 108, 124), rng.uniform(0.85, 1.12))
+def _places(
+    rng: np.random.Generator, band: Band, width: int, u: float, above: float, below: float
+) -> list[tuple[float, float]]:
+    """Feet (x, y) of one to three things, far from the landmark, `above` and `below` units inside the band."""
+    slots = np.arange(12 * u, width - 12 * u, 30 * u) + rng.uniform(0, 10) * u
+    far = slots[np.abs(slots - (0 if band.landmark[0] == 0 else width)) > _FAR * width]
+    chosen = rng.choice(far, size=min(len(far), int(rng.integers(1, 4))), replace=False)
+    top, bottom = band.top + above * u, band.bottom - below * u
+    return [(x, rng.uniform(top, max(top, bottom))) for x in chosen.tolist()]
+
+
+def outdoors(rng: np.random.Generator, height: int, width: int, u: float) -> Canvas:
+    """Sky, a row of buildings and trees, and below them a pavement with hulls and posts on it."""
+    horizon = round(height * rng.uniform(0.31, 0.34))
+    bands = _bands(rng, horizon + 4 * u, height, width, u)
     pixels, labels = np.zeros((height, width, 3), np.uint8), np.full((height, width), ID["sky"], np.uint8)
-    fade = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
+    fade = np.linspace(0, 2, height, dtype=np.float32)[:, None, None]
     sky = np.asarray((120, 176, 226), np.float32) * (1 - fade) + np.asarray((236, 232, 220), np.float32) * fade
     pixels[:] = np.clip(sky + 5 * ripples(rng, height, width, (40 * u, 10 * u))[..., None], 0, 255).astype(np.uint8)
-    _ground(rng, pixels, horizon, base, (16 * u, 2.5 * u), 7)
-    for zone in zones:
-        labels[horizon:, round(zone.left) : round(zone.right)] = ID["water" if zone.first else "road"]
+    _ground(rng, pixels, horizon, shade((150, 152, 156), rng.uniform(0.85, 1.12)), (16 * u, 2.5 * u), 7)
+    labels[horizon:] = ID["pavement"]
     canvas = Canvas(pixels, labels)
+    _wall(canvas, bands, width, u)
     _skyline(canvas, rng, width, horizon, u)
-    if len(zones) == 2:
-        _embankment(canvas, zones[1].left, horizon, height, u)
-    for zone in zones:
-        if zone.first:
-            sprites.bridge(canvas, zone.landmark, horizon + 4 * u, u, base)
+    for band in bands:
+        if band.soft:
+            sprites.river(canvas, rng, band.box, u)
         else:
-            sprites.crossing(canvas, zone.landmark, horizon + 4 * u, u)
-    things = [(y, x, zone) for zone in zones for x, y in _spread(rng, zone, horizon + 22 * u, height - 3 * u, u)]
-    for y, x, zone in sorted(things, key=lambda thing: thing[0]):
-        sprites.hull(canvas, rng, x, y, u, "boat" if zone.first else "car")
+            sprites.crossing(canvas, band.box, u)
+        for x, y in sorted(_places(rng, band, width, u, 21, 3), key=lambda place: place[1]):
+            if rng.random() < 0.5:
+                sprites.hull(canvas, rng, x, y, u, "boat" if band.soft else "car")
+            else:
+                sprites.post(canvas, rng, x, y, u, "beacon" if band.soft else "lamp")
     return canvas
 
 
-def _spread(rng: np.random.Generator, zone: Zone, top: float, bottom: float, u: float) -> list[tuple[float, float]]:
-    count = int(rng.integers(1, 3)) + (zone.right - zone.left > 200 * u)
-    return [(x, rng.uniform(top, bottom)) for x in _places(rng, zone, u, count)]
-
-
 def _skyline(canvas: Canvas, rng: np.random.Generator, width: int, horizon: int, u: float) -> None:
-    bank = horizon + 5 * u
+    foot = horizon + u
     x = rng.uniform(-6, 10) * u
     while x < width:
         kind = rng.random()
         if kind < 0.4:
-            sprites.tree(canvas, rng, x, horizon + u, u)
+            sprites.tree(canvas, rng, x, foot, u)
             x += rng.uniform(20, 28) * u
         elif kind < 0.9:
-            sprites.building(canvas, rng, x + 8 * u, horizon + u, u, "house" if kind < 0.65 else "tower")
+            sprites.building(canvas, rng, x + 8 * u, foot, u)
             x += rng.uniform(34, 42) * u
         else:
             x += 16 * u
-    canvas.rectangle(0, horizon, width, bank, shade((126, 176, 84), rng.uniform(0.85, 1.1)), "grass")
-    for _ in range(rng.integers(2, 5)):
-        sprites.lamp(canvas, rng, rng.uniform(5, width - 5), bank, u)
+    canvas.rectangle(0, horizon, width, horizon + 4 * u, shade((126, 176, 84), rng.uniform(0.85, 1.1)), "grass")
     for _ in range(rng.integers(1, 4)):
-        sprites.sign(canvas, rng, rng.uniform(5, width - 5), bank, u)
+        sprites.sign(canvas, rng, rng.uniform(5, width - 5), horizon + 3 * u, u)
 
 
-def _embankment(canvas: Canvas, x: float, top: float, bottom: float, u: float) -> None:
-    stone: Colour = (142, 134, 124)
-    canvas.rectangle(x - 6 * u, top, x + 6 * u, bottom, stone, "wall")
-    canvas.rectangle(x - 6 * u, top, x - 2.5 * u, bottom, shade(stone, 1.2), "wall")
-    for y in np.arange(top + 5 * u, bottom, 9 * u):
-        canvas.rectangle(x - 6 * u, y, x + 6 * u, y + 0.8 * u, shade(stone, 0.75), "wall")
-
-
-def beach_house(rng: np.random.Generator, height: int, width: int, u: float) -> Canvas:
-    """Seen from above: wrinkled linen or rippled sand with grey lumps on it."""
-    zones = _zones(rng, width, u)
-    pixels, labels = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
+def floor(rng: np.random.Generator, height: int, width: int, u: float) -> Canvas:
+    """A pale floor seen from above, with grey lumps and striped cloths on it."""
+    bands = _bands(rng, 0, height, width, u)
+    pixels, labels = np.zeros((height, width, 3), np.uint8), np.full((height, width), ID["floor"], np.uint8)
     _ground(rng, pixels, 0, shade((214, 190, 150), rng.uniform(0.9, 1.08)), (9 * u, 5 * u), 8)
-    for zone in zones:
-        labels[:, round(zone.left) : round(zone.right)] = ID["bed" if zone.first else "sand"]
     canvas = Canvas(pixels, labels)
-    if len(zones) == 2:
-        _embankment(canvas, zones[1].left, 0, height, u)
-    for zone in zones:
-        y = height / 2 + rng.uniform(-20, 20) * u
-        if zone.first:
-            sprites.headboard(canvas, zone.landmark, y, u)
+    for band in bands:
+        for x, y in _places(rng, band, width, u, 15, 15):
+            if rng.random() < 0.5:
+                sprites.cushion(canvas, rng, x, y, u, "pillow" if band.soft else "rock")
+            else:
+                sprites.cloth(canvas, rng, x, y, u, "blanket" if band.soft else "towel")
+    _wall(canvas, bands, width, u)
+    for band in bands:
+        if band.soft:
+            sprites.bed(canvas, band.box, u)
         else:
-            sprites.parasol(canvas, rng, zone.landmark, y, u)
-        for x, y in _spread(rng, zone, 16 * u, height - 16 * u, u):
-            sprites.cushion(canvas, rng, x, y, u, "pillow" if zone.first else "rock")
+            sprites.parasols(canvas, rng, band.box, u)
     return canvas

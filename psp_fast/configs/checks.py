@@ -1,0 +1,31 @@
+"""What the types of the configuration do not say: ranges, and fields that have to fit each other."""
+
+from __future__ import annotations
+
+from psp_fast.configs.schema import Config
+from psp_fast.errors import ConfigError
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for the first field whose value cannot work."""
+    train, optim, evaluation, augment = config.train, config.optim, config.eval, config.augment
+    rules = {
+        "train.steps": (train.steps, train.steps >= 1, "at least 1"),
+        "train.batch_size": (train.batch_size, train.batch_size >= 1, "at least 1"),
+        "train.workers": (train.workers, train.workers >= 0, "at least 0"),
+        "train.seed": (train.seed, train.seed >= 0, "at least 0"),
+        "train.log_every": (train.log_every, train.log_every >= 1, "at least 1"),
+        "train.checkpoint_every": (train.checkpoint_every, train.checkpoint_every >= 1, "at least 1"),
+        "train.validate_every": (train.validate_every, train.validate_every >= 0, "at least 0"),
+        "optim.lr": (optim.lr, optim.lr > 0, "positive"),
+        "optim.min_lr": (optim.min_lr, 0 <= optim.min_lr <= optim.lr, "between 0 and optim.lr"),
+        "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "in [0, 1)"),
+        "optim.weight_decay": (optim.weight_decay, optim.weight_decay >= 0, "at least 0"),
+        "optim.clip_grad_norm": (optim.clip_grad_norm, (optim.clip_grad_norm or 1) > 0, "positive, or null"),
+        "augment.std": (augment.std, min(augment.std) > 0, "positive"),
+        "eval.crop": (evaluation.crop, min(evaluation.crop) >= 1, "at least 1 pixel each way"),
+        "eval.stride": (evaluation.stride, 0 < evaluation.stride <= 1, "in (0, 1]: the window's step over its size"),
+    }
+    for name, (value, fits, wanted) in rules.items():
+        if not fits:
+            raise ConfigError(f"{name} must be {wanted}, got {value}")
