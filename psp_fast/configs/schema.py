@@ -55,8 +55,8 @@ class ScenesConfig:
         seed: of the drawing; another seed is another world.
     """
 
-    height: int = 97
-    width: int = 193
+    height: int = 81
+    width: int = 289
     train: int = 1000
     val: int = 100
     seed: int = 0

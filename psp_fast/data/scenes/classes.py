@@ -9,29 +9,27 @@ _TABLE: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("building", (190, 80, 60)),
     ("sign", (230, 0, 0)),
     ("wall", (130, 110, 90)),
-    ("pavement", (150, 150, 160)),
-    ("floor", (235, 215, 170)),
     ("water", (0, 80, 255)),
     ("road", (60, 60, 60)),
     ("bed", (110, 50, 20)),
     ("parasol", (255, 120, 180)),
+    ("quay", (150, 190, 205)),
+    ("pavement", (150, 145, 150)),
     ("boat", (0, 220, 220)),
     ("car", (255, 140, 0)),
-    ("beacon", (160, 255, 60)),
-    ("lamp", (255, 230, 0)),
+    ("carpet", (240, 200, 250)),
+    ("sand", (240, 220, 130)),
     ("pillow", (170, 0, 200)),
     ("rock", (60, 50, 120)),
-    ("blanket", (0, 150, 110)),
-    ("towel", (255, 255, 255)),
 )
 
 CLASSES: tuple[str, ...] = tuple(name for name, _ in _TABLE)
 PALETTE: np.ndarray = np.array([colour for _, colour in _TABLE], dtype=np.uint8)
 ID: dict[str, int] = {name: index for index, name in enumerate(CLASSES)}
 CONTEXTUAL_PAIRS: tuple[tuple[str, str], ...] = (
+    ("quay", "pavement"),
     ("boat", "car"),
-    ("beacon", "lamp"),
+    ("carpet", "sand"),
     ("pillow", "rock"),
-    ("blanket", "towel"),
 )
 """Classes drawn from the same pixels: only what lies far away in the picture tells one from the other."""

@@ -24,8 +24,8 @@ def _pick(rng: np.random.Generator, colours: tuple[Colour, ...]) -> Colour:
 
 
 def hull(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
-    """A body with a cabin: a boat where it floats, a car where it drives. Nothing in it depends on the name."""
-    length, side = rng.uniform(36, 46) * u, rng.choice((-1.0, 1.0))
+    """A body with a cabin: a boat on a quay, a car on a pavement. Nothing in it depends on the name."""
+    length, side = rng.uniform(44, 56) * u, rng.choice((-1.0, 1.0))
     paint = _pick(rng, _PAINTS)
 
     def at(along: float, up: float) -> tuple[float, float]:
@@ -40,8 +40,8 @@ def hull(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float,
 
 
 def cushion(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
-    """A soft grey lump: a pillow on a bed, a rock in the sand. Nothing in it depends on the name."""
-    radius, tilt, colour = rng.uniform(11, 14) * u, rng.uniform(0, np.pi), _pick(rng, _CUSHIONS)
+    """A soft grey lump: a pillow on a carpet, a rock in the sand. Nothing in it depends on the name."""
+    radius, tilt, colour = rng.uniform(12, 15) * u, rng.uniform(0, np.pi), _pick(rng, _CUSHIONS)
     turn = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     bulge = 1 - 0.12 * np.cos(4 * turn) + rng.normal(0, 0.02, turn.size)
 
@@ -82,23 +82,6 @@ def tree(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float)
     canvas.rectangle(x - 1.8 * u, y - reach, x + 1.8 * u, y, (104, 74, 50), "tree")
     for dx, dy, light in ((-0.6, 1.3, 0.9), (0.6, 1.4, 1.0), (0.0, 2.0, 1.12)):
         canvas.ellipse((x + dx * reach, y - dy * reach), (reach * 0.9, reach * 0.85), shade(green, light), "tree")
-
-
-def post(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
-    """A thin post with a bright head: a beacon on a quay, a lamp on a pavement. Nothing in it depends on the name."""
-    height = rng.uniform(17, 20) * u
-    canvas.rectangle(x - 1.8 * u, y - height, x + 1.8 * u, y, (52, 48, 56), name)
-    canvas.ellipse((x, y - height), (5 * u, 5 * u), (255, 236, 150), name)
-
-
-def cloth(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float, name: str) -> None:
-    """A striped cloth on the floor: a blanket in a bedroom, a towel on a beach. Nothing in it depends on the name."""
-    width, height = rng.uniform(20, 26) * u, rng.uniform(13, 17) * u
-    left, top, paint = x - width / 2, y - height / 2, _pick(rng, _PAINTS)
-    canvas.rectangle(left + u, top + 1.5 * u, left + width + u, top + height + 1.5 * u, (140, 116, 88), None)
-    canvas.rectangle(left, top, left + width, top + height, (240, 236, 226), name)
-    for stripe in np.arange(left + 1.5 * u, left + width - 3 * u, 6 * u):
-        canvas.rectangle(stripe, top, stripe + 3 * u, top + height, paint, name)
 
 
 def sign(canvas: Canvas, rng: np.random.Generator, x: float, y: float, u: float) -> None:

@@ -1,8 +1,8 @@
-"""Where things stand: outdoors (a quay by a river or a pavement by a road) and on a floor (of a bedroom or a beach).
+"""Where things stand: outdoors (on a quay by a river, or a pavement by a road), and on a carpet or on sand.
 
 A picture has one band of ground, or two with a wall between them. The grounds of a world and the things on them look
-alike; what a band is, and so what its things are, shows only in a landmark at its left or right end: water or road, bed
-or parasols.
+alike; what a band is, and so what its things are, shows only in a landmark at its left or right end: water or road, a
+bed or parasols.
 """
 
 from dataclasses import dataclass
@@ -56,6 +56,14 @@ def _ground(
     pixels[top:] = np.clip(np.asarray(base, np.float32) + waves[..., None], 0, 255).astype(np.uint8)
 
 
+def _label(labels: np.ndarray, bands: list[Band], top: int, soft: str, hard: str) -> None:
+    """Label each band's ground, from row `top` on."""
+    rows = np.arange(labels.shape[0])
+    for band in bands:
+        inside = (rows >= max(top, round(band.top) - 4)) & (rows < round(band.bottom) + 1)
+        labels[inside] = ID[soft if band.soft else hard]
+
+
 def _wall(canvas: Canvas, bands: list[Band], width: int, u: float) -> None:
     if len(bands) == 1:
         return
@@ -78,7 +86,7 @@ def _places(
 
 
 def outdoors(rng: np.random.Generator, height: int, width: int, u: float) -> Canvas:
-    """Sky, a row of buildings and trees, and below them a pavement with hulls and posts on it."""
+    """Sky, a row of buildings and trees, and below them grey stone with hulls on it."""
     horizon = round(height * rng.uniform(0.31, 0.34))
     bands = _bands(rng, horizon + 4 * u, height, width, u)
     pixels, labels = np.zeros((height, width, 3), np.uint8), np.full((height, width), ID["sky"], np.uint8)
@@ -86,7 +94,7 @@ def outdoors(rng: np.random.Generator, height: int, width: int, u: float) -> Can
     sky = np.asarray((120, 176, 226), np.float32) * (1 - fade) + np.asarray((236, 232, 220), np.float32) * fade
     pixels[:] = np.clip(sky + 5 * ripples(rng, height, width, (40 * u, 10 * u))[..., None], 0, 255).astype(np.uint8)
     _ground(rng, pixels, horizon, shade((150, 152, 156), rng.uniform(0.85, 1.12)), (16 * u, 2.5 * u), 7)
-    labels[horizon:] = ID["pavement"]
+    _label(labels, bands, horizon, "quay", "pavement")
     canvas = Canvas(pixels, labels)
     _wall(canvas, bands, width, u)
     _skyline(canvas, rng, width, horizon, u)
@@ -96,10 +104,7 @@ def outdoors(rng: np.random.Generator, height: int, width: int, u: float) -> Can
         else:
             sprites.crossing(canvas, band.box, u)
         for x, y in sorted(_places(rng, band, width, u, 21, 3), key=lambda place: place[1]):
-            if rng.random() < 0.5:
-                sprites.hull(canvas, rng, x, y, u, "boat" if band.soft else "car")
-            else:
-                sprites.post(canvas, rng, x, y, u, "beacon" if band.soft else "lamp")
+            sprites.hull(canvas, rng, x, y, u, "boat" if band.soft else "car")
     return canvas
 
 
@@ -122,17 +127,15 @@ def _skyline(canvas: Canvas, rng: np.random.Generator, width: int, horizon: int,
 
 
 def floor(rng: np.random.Generator, height: int, width: int, u: float) -> Canvas:
-    """A pale floor seen from above, with grey lumps and striped cloths on it."""
+    """A pale floor seen from above, with grey lumps on it."""
     bands = _bands(rng, 0, height, width, u)
-    pixels, labels = np.zeros((height, width, 3), np.uint8), np.full((height, width), ID["floor"], np.uint8)
+    pixels, labels = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
     _ground(rng, pixels, 0, shade((214, 190, 150), rng.uniform(0.9, 1.08)), (9 * u, 5 * u), 8)
+    _label(labels, bands, 0, "carpet", "sand")
     canvas = Canvas(pixels, labels)
     for band in bands:
         for x, y in _places(rng, band, width, u, 15, 15):
-            if rng.random() < 0.5:
-                sprites.cushion(canvas, rng, x, y, u, "pillow" if band.soft else "rock")
-            else:
-                sprites.cloth(canvas, rng, x, y, u, "blanket" if band.soft else "towel")
+            sprites.cushion(canvas, rng, x, y, u, "pillow" if band.soft else "rock")
     _wall(canvas, bands, width, u)
     for band in bands:
         if band.soft:
