@@ -19,8 +19,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.records import environment, record
+from benchmarks.records import record
 from psp_fast.cli import main as psp_fast
+from psp_fast.configs import config_parser, config_to_yaml, parse_config, recipe_file
 from psp_fast.data import write_png
 from psp_fast.data.scenes import CONTEXTUAL_PAIRS
 from psp_fast.engine.plots import examples
@@ -39,25 +40,34 @@ _COLOURS = ("#9aa0a6", "#7fb3e6", "#1f5fa8")
 
 
 def train(folder: Path, options: Sequence[str], seed: int) -> dict[str, Any]:
-    """Measures of one run, trained unless its folder already holds it."""
+    """The record of one run, trained unless its folder already holds just this run."""
+    wanted = [f"--out={folder}", f"--train.seed={seed}", *options]
     if (folder / "config.yaml").exists():
+        config = parse_config(config_parser("ablation", "", ""), ["--config", str(recipe_file("scenes")), *wanted])
+        if (folder / "config.yaml").read_text() != config_to_yaml(config):
+            raise PspFastError(f"{folder} holds a run with another configuration: remove it, or choose another --runs")
         code = psp_fast(["train", "--resume", str(folder)])
     else:
-        code = psp_fast(["train", "scenes", f"--out={folder}", f"--train.seed={seed}", *options])
+        code = psp_fast(["train", "scenes", *wanted])
     if code:
         raise PspFastError(f"the run in {folder} failed: see above")
-    history = json.loads((folder / "history.json").read_text())
-    return {**json.loads((folder / "metrics.json").read_text()), "seconds": history[-1]["seconds"]}
+    return record(folder)
 
 
 def run_all(folder: Path, seeds: int) -> dict[str, Any]:
     """Measures of every row and seed; all seeds of a row see the same scenes."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ROWS}
-    for seed in range(seeds):
-        for name, options in ROWS.items():
-            runs[name].append(train(folder / f"{name.split()[0]}-{seed}", options, seed))
-    config = record(folder / "B1236-0")["config"]
-    return {"environment": environment(), "config": config, "runs": runs}
+    records = {
+        name: [train(folder / f"{name.split()[0]}-{seed}", options, seed) for seed in range(seeds)]
+        for name, options in ROWS.items()
+    }
+    environments = [run["environment"] for rows in records.values() for run in rows]
+    if any(other != environments[0] for other in environments):
+        raise PspFastError(f"the runs in {folder} are of different commits, versions or machines: remove them")
+    runs = {
+        name: [{**run["metrics"], "seconds": run["history"][-1]["seconds"]} for run in rows]
+        for name, rows in records.items()
+    }
+    return {"environment": environments[0], "config": records["B1236"][0]["config"], "runs": runs}
 
 
 def class_iou(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -109,7 +119,7 @@ def draw_examples(folder: Path, path: Path) -> None:
     """Image, truth, and what the first seed's FCN and PSPNet see."""
     device = torch.device("cpu")
     trained = {
-        title: load_trained(folder / f"{name}-0" / "best.pth", device)
+        title: load_trained(folder / f"{name}-0" / "last.pth", device)
         for title, name in (("FCN", "FCN"), ("PSPNet", "B1236"))
     }
     config = trained["PSPNet"].config

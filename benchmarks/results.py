@@ -90,7 +90,12 @@ def page(ablation: dict[str, Any], camvid: dict[str, Any], look: str) -> str:
 
 
 def _environment(environment: dict[str, Any]) -> dict[str, Any]:
-    return {**{key: environment[key] for key in ("cpu", "threads", "torch")}, "commit": environment["commit"][:10]}
+    return {
+        "cpu": environment["CPU"],
+        "threads": environment["threads"],
+        "torch": environment["torch"],
+        "commit": environment["commit"][:10],
+    }
 
 
 def _table(runs: dict[str, list[dict[str, Any]]]) -> str:

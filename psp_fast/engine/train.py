@@ -217,8 +217,9 @@ class Trainer:
         return metrics
 
     def _draw_examples(self) -> None:
+        title = "PSPNet" if self.config.model.use_ppm else "FCN"
         with evaluating(self.model):
-            picture = plots.examples({"PSPNet": self.model}, self.val_set, self.config, self.ranks.device)
+            picture = plots.examples({title: self.model}, self.val_set, self.config, self.ranks.device)
         write_png(self.folder / "examples.png", picture)
         if self.writer is not None:
             self.writer.add_image("examples", np.asarray(picture.convert("RGB")), self.step, dataformats="HWC")

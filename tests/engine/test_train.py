@@ -87,6 +87,14 @@ def test_poly_learning_rate_and_head_factor():
     assert counted == sum(p.numel() for p in model.parameters())
 
 
+def test_deterministic_mode_reaches_torch():
+    try:
+        Trainer(small.config(train__deterministic=True), ONE)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_and_clipping_train(tmp_path, amp):
     train(tmp_path, train__steps=2, train__amp=amp, optim__clip_grad_norm=1.0, train__validate_every=0)
