@@ -103,7 +103,7 @@ def plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         label = f"{name}: mIoU {summary(runs[name])['miou']:.1f} %"
         heights = [100 * per_class[c] for c in order]
         axis.bar(places + 0.27 * (i - 1), heights, 0.27, label=label, color=_COLOURS[i])
-    axis.axvline(len(CONTEXTUAL) - 0.5, color="#444444", linewidth=0.8, linestyle=":")
+    axis.axvline(len(CONTEXTUAL) - 0.5, ymax=0.9, color="#444444", linewidth=0.8, linestyle=":")
     axis.text(len(CONTEXTUAL) - 0.6, 99, "context decides", ha="right", va="top")
     axis.text(len(CONTEXTUAL) - 0.4, 99, "pixels tell", ha="left", va="top")
     axis.set_xticks(places, order, rotation=45, ha="right")

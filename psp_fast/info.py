@@ -55,7 +55,8 @@ def machine() -> list[tuple[str, str]]:
 
 def environment() -> dict[str, str]:
     """What a result depends on besides its configuration: versions, machine, and the commit of a source checkout."""
-    return {**dict(versions()), **dict(machine()), "CPU": _cpu_name(), "commit": _commit()}
+    kind = {"platform": f"{platform.system()} {platform.machine()}", "CPU": _cpu_name(), "commit": _commit()}
+    return {**dict(versions()), **dict(machine()), **kind}
 
 
 def _cpu_name() -> str:
