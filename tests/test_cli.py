@@ -119,7 +119,7 @@ def test_one_class_is_not_a_data_set(tree, capsys):
 def test_an_output_folder_that_cannot_be_written(tree, capsys):
     (tree / "file").touch()
     assert train("--out=file/run") == 2
-    assert "cannot write into the output folder file/run" in said(capsys)
+    assert "the output folder file/run cannot be used: cannot write file/run/environment.json" in said(capsys)
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tree, capsys):

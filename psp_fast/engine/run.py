@@ -47,7 +47,7 @@ def new_folder(config: Config, recipe: str) -> Path:
         write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
         write_text(folder / CONFIG_FILE, config_to_yaml(config))
     except PspFastError as error:
-        raise ConfigError(f"the output folder {folder} cannot be used: {error}; choose another --out") from error
+        raise ConfigError(f"the output folder {folder} cannot be used: {error}") from error
     return folder
 
 
