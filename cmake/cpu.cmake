@@ -1,7 +1,7 @@
 # The CPU kernels, compiled once for each instruction set. PSP_FAST_CPUS lists them, slowest first.
 include(CheckCXXSourceCompiles)
 
-set(PSP_FAST_CPU_SOURCES csrc/cpu/pyramid_pool.cpp csrc/cpu/pyramid_pool_backward.cpp)
+file(GLOB PSP_FAST_CPU_SOURCES CONFIGURE_DEPENDS csrc/cpu/*.cpp)
 set(PSP_FAST_CPUS)
 set(PSP_FAST_CPU_LIBRARIES)
 set(PSP_FAST_CPU_DEFINITIONS)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+
+from psp_fast.ops import backend
+
+# Without a GPU, Triton's interpreter runs the kernels on CPU tensors; it must be on before a kernel is defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _EMPTY = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty"))
 
@@ -36,3 +43,10 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["csrc/cpu", "triton"])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test on the C++ kernels, and on the Triton kernels in the interpreter."""
+    with backend.use("triton" if request.param == "triton" else "auto"):
+        yield request.param

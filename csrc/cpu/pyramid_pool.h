@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/dispatch.h"
 #include "dtype.h"
 #include "pyramid_plan.h"
 
@@ -22,7 +23,7 @@ struct PyramidPoolArgs {
   int threads;
 };
 
-void pyramid_pool_forward(const PyramidPoolArgs& args);
-void pyramid_pool_backward(const PyramidPoolArgs& args);
+PSP_FAST_DECLARE_CPU_KERNEL(pyramid_pool_forward, PyramidPoolArgs)
+PSP_FAST_DECLARE_CPU_KERNEL(pyramid_pool_backward, PyramidPoolArgs)
 
 }  // namespace psp_fast

@@ -1,11 +1,12 @@
 """Which implementation of an op runs: a kernel of psp_fast where one exists for the tensor, else the reference.
 
-A next op joins with one `register` call per device and asks `uses_kernel` for each tensor.
+An op joins with one `register` call per kernel, best first, and asks `choose` for each tensor.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,13 +28,14 @@ OPS = (
     "upsample_argmax",
 )
 DEVICES = ("cpu", "cuda")
-SETTINGS = ("auto", "reference")
+SETTINGS = ("auto", "triton", "reference")
 
 
 class Kernel(NamedTuple):
     """A kernel of an op on one kind of device."""
 
     name: str
+    """"csrc/cpu", "csrc/cuda", "triton", or what PyTorch calls the library that does the work."""
     dtypes: tuple[torch.dtype, ...]
     missing: Callable[[], str | None]
     """Why this build has no such kernel, None when it has; raises where the build itself is broken."""
@@ -56,7 +58,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 _native, _native_error = _load()
-_kernels: dict[tuple[str, str], Kernel] = {}
+_kernels: dict[tuple[str, str], list[Kernel]] = {}
 _setting = os.environ.get("PSP_FAST_OPS") or "auto"
 
 
@@ -71,15 +73,17 @@ def native() -> ModuleType:
 
 
 def register(op: str, device: str, kernel: Kernel) -> None:
-    """Let `op` run `kernel` for tensors on `device` ("cpu" or "cuda")."""
-    _kernels[op, device] = kernel
+    """Let `op` run `kernel` for tensors on `device` ("cpu" or "cuda") where no kernel registered before it can."""
+    _kernels.setdefault((op, device), []).append(kernel)
 
 
 @contextmanager
 def use(setting: str) -> Iterator[None]:
-    """Within the context every op of the process runs its reference ("reference"), or its best ("auto", the default).
+    """Within the context every op of the process runs its reference, or its best kernel ("auto", the default).
 
-    The environment variable PSP_FAST_OPS sets the same for a whole process.
+    "triton" runs Triton kernels only, also where a C++ one is better; CPU tensors then need Triton's interpreter
+    (TRITON_INTERPRET=1 before psp_fast is imported), which is for testing. The environment variable PSP_FAST_OPS sets
+    the same for a whole process.
     """
     global _setting
     before, _setting = _setting, _checked(setting)
@@ -95,12 +99,17 @@ def _checked(setting: str) -> str:
     return setting
 
 
-def uses_kernel(op: str, x: Tensor) -> bool:
-    """Whether `op` runs a kernel, not its reference, for x; raises PspFastError where that kernel cannot be loaded."""
-    kernel = _kernels.get((op, x.device.type))
-    if _checked(_setting) == "reference" or kernel is None or x.dtype not in kernel.dtypes:
-        return False
-    return kernel.missing() is None
+def choose(op: str, x: Tensor) -> str:
+    """Name of the kernel that `op` runs for x, or "reference"; raises PspFastError where a kernel cannot be loaded."""
+    setting = _checked(_setting)
+    if setting == "reference":
+        return "reference"
+    device = "cuda" if setting == "triton" else x.device.type
+    for kernel in _kernels.get((op, device), ()):
+        wanted = setting == "auto" or kernel.name == "triton"
+        if wanted and x.dtype in kernel.dtypes and kernel.missing() is None:
+            return kernel.name
+    return "reference"
 
 
 def explain() -> list[Row]:
@@ -109,19 +118,21 @@ def explain() -> list[Row]:
 
 
 def _choice(op: str, device: str) -> tuple[str, str]:
-    kernel = _kernels.get((op, device))
     if _setting == "reference":
         return "reference", "set by PSP_FAST_OPS or ops.use"
-    if kernel is None:
-        return "reference", "no kernel of its own yet: plain PyTorch"
-    try:
-        missing = kernel.missing()
-    except PspFastError as error:
-        return "error", str(error)
-    if missing:
-        return "reference", missing
-    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernel.dtypes)
-    return kernel.name, f"for {names}; other types run the reference"
+    reasons: list[str] = []
+    for kernel in _kernels.get((op, device), ()):
+        if _setting == "triton" and kernel.name != "triton":
+            continue
+        try:
+            missing = kernel.missing()
+        except PspFastError as error:
+            return "error", str(error)
+        if missing is None:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernel.dtypes)
+            return kernel.name, "; ".join([*reasons, f"for {names}; other types run the reference"])
+        reasons.append(f"no {kernel.name}: {missing}")
+    return "reference", "; ".join(reasons) or "no kernel of its own yet: plain PyTorch"
 
 
 def missing_native() -> str | None:
@@ -134,3 +145,8 @@ def missing_cuda() -> str | None:
     """`Kernel.missing` of the CUDA C++ kernels."""
     info = native().build_info()
     return None if info["cuda"] else f"built without CUDA kernels: {info['cuda_reason']}"
+
+
+def missing_triton() -> str | None:
+    """`Kernel.missing` of the Triton kernels."""
+    return None if importlib.util.find_spec("triton") else "the package triton is not installed"

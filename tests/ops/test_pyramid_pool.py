@@ -289,7 +289,7 @@ def test_reference_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [BINS]
     pyramid_pool(x)
     assert calls == [BINS]
-    with pytest.raises(ConfigError, match="auto, reference, not 'fast'"), backend.use("fast"):
+    with pytest.raises(ConfigError, match="auto, triton, reference, not 'fast'"), backend.use("fast"):
         pass
 
 

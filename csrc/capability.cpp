@@ -1,4 +1,4 @@
-#include "cpu/capability.h"
+#include "capability.h"
 
 #include <atomic>
 #include <cstdlib>
