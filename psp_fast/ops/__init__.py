@@ -2,6 +2,7 @@
 
 from psp_fast.ops import reference
 from psp_fast.ops.backend import explain, use
+from psp_fast.ops.conv3x3 import conv3x3
 from psp_fast.ops.pyramid_pool import pyramid_pool
 from psp_fast.ops.reference import (
     conv1x1_bn_relu,
@@ -14,6 +15,7 @@ from psp_fast.ops.reference import (
 
 __all__ = [
     "conv1x1_bn_relu",
+    "conv3x3",
     "explain",
     "pyramid_conv3x3",
     "pyramid_pool",
