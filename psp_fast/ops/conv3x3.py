@@ -134,8 +134,8 @@ def _forward(
     x: Tensor, weight: Tensor, dilation: int, scale: Tensor | None, shift: Tensor | None, relu: bool
 ) -> Tensor:
     y = torch.empty((x.shape[0], weight.shape[0], *x.shape[2:]), memory_format=torch.channels_last)
-    vectors = [None if vector is None else vector.float().contiguous() for vector in (scale, shift)]
-    _run("forward", dilation, _channels_last(x), y, weight.data_ptr(), weight.stride(), *vectors, relu)
+    scale, shift = (None if vector is None else vector.float().contiguous() for vector in (scale, shift))
+    _run("forward", dilation, _channels_last(x), y, weight.data_ptr(), weight.stride(), scale, shift, relu)
     return y.contiguous(memory_format=_output_format(x, weight))
 
 
