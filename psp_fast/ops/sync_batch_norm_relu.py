@@ -212,49 +212,60 @@ class _BatchNormRelu(torch.autograd.Function):
     ) -> Tensor:
         y = torch.ops.psp_fast.batch_norm_apply(x, mean, invstd, weight, bias, residual, relu)
         total = count if isinstance(count, Tensor) else None
-        ctx.save_for_backward(x, y if relu else None, mean, invstd, weight, bias, total)
+        ctx.save_for_backward(x, y if relu else None, mean, invstd, weight, total)
         ctx.count, ctx.relu, ctx.group = None if total is not None else count, relu, group
+        ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.residual_dtype = None if residual is None else residual.dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, mean, invstd, weight, bias, total = ctx.saved_tensors
+        x, y, mean, invstd, weight, total = ctx.saved_tensors
         count = ctx.count if total is None else total
         need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
-        given = (dy, x, y, mean, invstd, weight, bias)
-        dx = dweight = dbias = means = None
-        dresidual = dy if need_residual else None
-        if need_weight or need_bias or (need_x and count is not None):
-            sums = torch.ops.psp_fast.batch_norm_backward_sums(*given, ctx.relu)
-            dweight = sums[1].to(weight.dtype) if need_weight else None
-            dbias = sums[0].to(bias.dtype) if need_bias else None
+        masked = ctx.relu and need_residual
+        given = (dy, x, y, mean, invstd, weight, None)
+        sums = dx = means = None
+        g = dy
+        if need_x and count is not None and ctx.group is None:
+            dx, g, sums = torch.ops.psp_fast.batch_norm_backward(*given, ctx.relu, masked)
+        else:
+            if need_weight or need_bias or (need_x and count is not None):
+                sums = torch.ops.psp_fast.batch_norm_backward_sums(*given, ctx.relu)
             if need_x and count is not None:
                 means = sum_over_ranks(sums, ctx.group) / count
-        if need_x or (need_residual and ctx.relu):
-            masked = need_residual and ctx.relu
-            dx, g = torch.ops.psp_fast.batch_norm_backward_input(*given, means, ctx.relu, masked)
-            dresidual = g if masked else dresidual
-        if dresidual is not None:
-            dresidual = dresidual.to(ctx.residual_dtype)
-        return dx if need_x else None, dweight, dbias, dresidual, None, None, None, None, None
+            if need_x or masked:
+                dx, g = torch.ops.psp_fast.batch_norm_backward_input(*given, means, ctx.relu, masked)
+        return (
+            dx if need_x else None,
+            sums[1].to(weight.dtype) if need_weight else None,
+            sums[0].to(ctx.bias_dtype) if need_bias else None,
+            (g if masked else dy).to(ctx.residual_dtype) if need_residual else None,
+            *[None] * 5,
+        )
 
 
+_PARAMETERS = "Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias"
 torch.library.define("psp_fast::batch_norm_statistics", "(Tensor x) -> Tensor")
+torch.library.define("psp_fast::batch_norm_apply", f"(Tensor x, {_PARAMETERS}, Tensor? residual, bool relu) -> Tensor")
 torch.library.define(
-    "psp_fast::batch_norm_apply",
-    "(Tensor x, Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias, Tensor? residual, bool relu) -> Tensor",
-)
-torch.library.define(
-    "psp_fast::batch_norm_backward_sums",
-    "(Tensor dy, Tensor x, Tensor? y, Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias, bool relu) -> Tensor",
+    "psp_fast::batch_norm_backward_sums", f"(Tensor dy, Tensor x, Tensor? y, {_PARAMETERS}, bool relu) -> Tensor"
 )
 torch.library.define(
     "psp_fast::batch_norm_backward_input",
-    "(Tensor dy, Tensor x, Tensor? y, Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias, Tensor? means, "
-    "bool relu, bool residual) -> (Tensor, Tensor)",
+    f"(Tensor dy, Tensor x, Tensor? y, {_PARAMETERS}, Tensor? means, bool relu, bool residual) -> (Tensor, Tensor)",
 )
+torch.library.define(
+    "psp_fast::batch_norm_backward",
+    f"(Tensor dy, Tensor x, Tensor? y, {_PARAMETERS}, bool relu, bool residual) -> (Tensor, Tensor, Tensor)",
+)
+
+
+def _statistics(x: Tensor) -> Tensor:
+    stats = _empty_statistics(x)
+    _run("statistics", x, False, stats=stats)
+    return stats
 
 
 @torch.library.register_fake("psp_fast::batch_norm_statistics")
@@ -262,8 +273,7 @@ def _empty_statistics(x: Tensor) -> Tensor:
     return torch.empty((2, x.shape[1]), dtype=_statistics_dtype(x), device=x.device)
 
 
-@torch.library.register_fake("psp_fast::batch_norm_apply")
-def _empty_output(
+def _apply(
     x: Tensor,
     mean: Tensor,
     invstd: Tensor,
@@ -272,11 +282,17 @@ def _empty_output(
     residual: Tensor | None,
     relu: bool,
 ) -> Tensor:
+    y = _empty_output(x, mean, invstd, weight, bias, residual, relu)
+    _run("apply", x, relu, y=y, residual=residual, mean=mean, invstd=invstd, weight=weight, bias=bias)
+    return y
+
+
+@torch.library.register_fake("psp_fast::batch_norm_apply")
+def _empty_output(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x, memory_format=_format(x))
 
 
-@torch.library.register_fake("psp_fast::batch_norm_backward_sums")
-def _empty_sums(
+def _backward_sums(
     dy: Tensor,
     x: Tensor,
     y: Tensor | None,
@@ -286,11 +302,17 @@ def _empty_sums(
     bias: Tensor | None,
     relu: bool,
 ) -> Tensor:
+    sums = _empty_statistics(x)
+    _run("backward_sums", x, relu, dy=dy, y=y, mean=mean, invstd=invstd, weight=weight, bias=bias, sums=sums)
+    return sums
+
+
+@torch.library.register_fake("psp_fast::batch_norm_backward_sums")
+def _empty_sums(dy: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return _empty_statistics(x)
 
 
-@torch.library.register_fake("psp_fast::batch_norm_backward_input")
-def _empty_gradients(
+def _backward_input(
     dy: Tensor,
     x: Tensor,
     y: Tensor | None,
@@ -302,8 +324,64 @@ def _empty_gradients(
     relu: bool,
     residual: bool,
 ) -> tuple[Tensor, Tensor]:
+    dx, g = _empty_gradients(x, residual)
+    vectors = {"mean": mean, "invstd": invstd, "weight": weight, "bias": bias, "means": means}
+    _run("backward_input", x, relu, dy=dy, y=y, dx=dx, g=g if residual else None, **vectors)
+    return dx, g
+
+
+@torch.library.register_fake("psp_fast::batch_norm_backward_input")
+def _empty_input(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    means: Tensor | None,
+    relu: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    return _empty_gradients(x, residual)
+
+
+def _empty_gradients(x: Tensor, residual: bool) -> tuple[Tensor, Tensor]:
     dx = torch.empty_like(x, memory_format=_format(x))
     return dx, torch.empty_like(dx) if residual else dx.new_empty(0)
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, g = _empty_gradients(x, residual)
+    sums = _empty_statistics(x)
+    vectors = {"mean": mean, "invstd": invstd, "weight": weight, "bias": bias, "sums": sums}
+    _run("backward", x, relu, dy=dy, y=y, dx=dx, g=g if residual else None, **vectors)
+    return dx, g, sums
+
+
+@torch.library.register_fake("psp_fast::batch_norm_backward")
+def _empty_backward(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return *_empty_gradients(x, residual), _empty_statistics(x)
 
 
 def _format(x: Tensor) -> torch.memory_format:
@@ -316,51 +394,31 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-# TEMPORARY plain PyTorch, until the kernels are here.
-def _v(t, x):
-    return t.to(_statistics_dtype(x)).view(1, -1, 1, 1)
+def _run(kernel: str, x: Tensor, relu: bool, **arrays: Tensor | None) -> None:
+    """Run one kernel on x and the arrays it takes, whose names are those of BatchNormArgs."""
+    layout, kept = _format(x), _statistics_dtype(x)
+    given = {"x": x, **{name: array for name, array in arrays.items() if array is not None}}
+    for name, array in given.items():
+        if array.dim() == 4:
+            given[name] = array.to(x.dtype).contiguous(memory_format=layout)
+        else:
+            given[name] = array.to(kept).contiguous()
+    n, c, height, width = x.shape
+    getattr(backend.native(), f"batch_norm_{kernel}_cpu")(
+        str(x.dtype).removeprefix("torch."),
+        layout is torch.channels_last,
+        relu,
+        (n, c, height * width),
+        torch.get_num_threads(),
+        **{name: array.data_ptr() for name, array in given.items()},
+    )
 
 
-def _statistics(x: Tensor) -> Tensor:
-    if x.numel() == 0:
-        return torch.zeros((2, x.shape[1]), dtype=_statistics_dtype(x), device=x.device)
-    v = x.to(_statistics_dtype(x))
-    mean = v.mean((0, 2, 3))
-    return torch.stack([mean, (v - _v(mean, x)).square().sum((0, 2, 3))])
-
-
-def _normalised(x, mean, invstd, weight, bias):
-    xhat = (x.to(_statistics_dtype(x)) - _v(mean, x)) * _v(invstd, x)
-    z = xhat if weight is None else xhat * _v(weight, x)
-    return xhat, z if bias is None else z + _v(bias, x)
-
-
-def _apply(x, mean, invstd, weight, bias, residual, relu):
-    y = _normalised(x, mean, invstd, weight, bias)[1]
-    y = y if residual is None else y + residual
-    return (y.relu() if relu else y).to(x.dtype).contiguous(memory_format=_format(x))
-
-
-def _masked(dy, x, y, mean, invstd, weight, bias, relu):
-    xhat, z = _normalised(x, mean, invstd, weight, bias)
-    g = dy.to(xhat.dtype)
-    return xhat, torch.where((z if y is None else y) > 0, g, 0) if relu else g
-
-
-def _backward_sums(dy, x, y, mean, invstd, weight, bias, relu):
-    xhat, g = _masked(dy, x, y, mean, invstd, weight, bias, relu)
-    return torch.stack([g.sum((0, 2, 3)), (g * xhat).sum((0, 2, 3))])
-
-
-def _backward_input(dy, x, y, mean, invstd, weight, bias, means, relu, residual):
-    xhat, g = _masked(dy, x, y, mean, invstd, weight, bias, relu)
-    scale = invstd if weight is None else invstd * weight
-    dx = g if means is None else g - _v(means[0], x) - xhat * _v(means[1], x)
-    dx = (dx * _v(scale, x)).to(x.dtype).contiguous(memory_format=_format(x))
-    return dx, g.to(x.dtype).contiguous(memory_format=_format(x)) if residual else dx.new_empty(0)
-
-
-torch.library.impl("psp_fast::batch_norm_statistics", _DEVICES, _statistics)
-torch.library.impl("psp_fast::batch_norm_apply", _DEVICES, _apply)
-torch.library.impl("psp_fast::batch_norm_backward_sums", _DEVICES, _backward_sums)
-torch.library.impl("psp_fast::batch_norm_backward_input", _DEVICES, _backward_input)
+for _name, _implementation in (
+    ("statistics", _statistics),
+    ("apply", _apply),
+    ("backward_sums", _backward_sums),
+    ("backward_input", _backward_input),
+    ("backward", _backward),
+):
+    torch.library.impl(f"psp_fast::batch_norm_{_name}", _DEVICES, _implementation)
