@@ -2,15 +2,15 @@
 
 from psp_fast.ops import reference
 from psp_fast.ops.backend import explain, use
+from psp_fast.ops.pyramid_conv3x3 import pyramid_conv3x3
 from psp_fast.ops.pyramid_pool import pyramid_pool
 from psp_fast.ops.reference import (
     conv1x1_bn_relu,
-    pyramid_conv3x3,
     sync_batch_norm_relu,
     upsample_argmax,
-    upsample_concat,
     upsample_cross_entropy,
 )
+from psp_fast.ops.upsample_concat import upsample_concat
 
 __all__ = [
     "conv1x1_bn_relu",
