@@ -29,4 +29,6 @@ PYBIND11_MODULE(_native, module) {
   define_conv3x3(module);
   define_pyramid_pool(module);
   define_sync_batch_norm_relu(module);
+  define_upsample_concat(module);
+  define_pyramid_conv3x3(module);
 }

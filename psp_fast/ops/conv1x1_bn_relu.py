@@ -155,5 +155,17 @@ def _convolve(x: Tensor, folded: _Folded, residual: Tensor | None, relu: bool) -
     if not residual.stride() == residual.contiguous(memory_format=torch.channels_last).stride():
         residual = residual.contiguous()
     return torch.ops.mkldnn._convolution_pointwise.binary(
-        x, residual.detach(), folded.weight, folded.bias, pad, one, one, 1, "add", None, "relu" if relu else None, [], None
+        x,
+        residual.detach(),
+        folded.weight,
+        folded.bias,
+        pad,
+        one,
+        one,
+        1,
+        "add",
+        None,
+        "relu" if relu else None,
+        [],
+        None,
     )
