@@ -128,6 +128,8 @@ class PSPNet(nn.Module):
         """Logits of both heads at the backbone's resolution; the auxiliary ones in training only."""
         if x.ndim != 4 or x.shape[1] != 3:
             raise ValueError(f"PSPNet: images must have shape (N, 3, H, W), got {tuple(x.shape)}")
+        if ops.prefers_channels_last(x):
+            x = x.contiguous(memory_format=torch.channels_last)
         shallow = self.layer3(self.layer2(self.layer1(self.layer0(x))))
         deep = self.layer4(shallow)
         main = self.cls(deep, self.ppm.levels(deep) if self.use_ppm else ())

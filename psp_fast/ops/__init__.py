@@ -1,7 +1,7 @@
 """The ops under every hot path of PSPNet. `reference.<name>` is the same function in plain PyTorch."""
 
 from psp_fast.ops import reference
-from psp_fast.ops.backend import explain, use
+from psp_fast.ops.backend import explain, prefers_channels_last, use
 from psp_fast.ops.conv1x1_bn_relu import conv1x1_bn_relu
 from psp_fast.ops.conv3x3 import conv3x3
 from psp_fast.ops.pyramid_conv3x3 import pyramid_conv3x3
@@ -14,6 +14,7 @@ __all__ = [
     "conv1x1_bn_relu",
     "conv3x3",
     "explain",
+    "prefers_channels_last",
     "pyramid_conv3x3",
     "pyramid_pool",
     "reference",
