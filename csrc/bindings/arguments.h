@@ -42,5 +42,7 @@ std::vector<T*> pointers(const Addresses& addresses) {
 
 // One function an op: adds its kernels to the module.
 void define_pyramid_pool(py::module_& module);
+void define_upsample_argmax(py::module_& module);
+void define_upsample_cross_entropy(py::module_& module);
 
 }  // namespace psp_fast
