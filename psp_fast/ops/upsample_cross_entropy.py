@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from psp_fast.ops import backend, reference
 from psp_fast.ops.upsampling import accumulator, check_logits, dense, label_dtype, memory_format
@@ -164,12 +163,21 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         return loss, argmax
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 7
-        dlogits = torch.ops.psp_fast.upsample_cross_entropy_backward(grad, *ctx.saved_tensors, *ctx.settings)
+        dlogits = None if grad is None else _Gradient.apply(grad, *ctx.saved_tensors, *ctx.settings)
         return dlogits, *(None,) * 6
+
+
+class _Gradient(torch.autograd.Function):
+    """A function of its own because it depends on the logits, which `once_differentiable` does not look at."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        return torch.ops.psp_fast.upsample_cross_entropy_backward(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:  # type: ignore[override]
+        raise RuntimeError("upsample_cross_entropy: second derivatives are not available, use ops.reference for them")
 
 
 torch.library.define(
