@@ -45,6 +45,18 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def capability(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test on every instruction set that this CPU has."""
+    native = backend.native()
+    if request.param not in native.cpu_capabilities():
+        pytest.skip(f"this CPU or build has no {request.param}")
+    before = native.cpu_capability()
+    native.set_cpu_capability(request.param)
+    yield request.param
+    native.set_cpu_capability(before)
+
+
 @pytest.fixture(params=["csrc/cpu", "triton"])
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a test on the C++ kernels, and on the Triton kernels in the interpreter."""

@@ -26,6 +26,7 @@ OPS = (
     "pyramid_conv3x3",
     "upsample_cross_entropy",
     "upsample_argmax",
+    "conv3x3",
 )
 DEVICES = ("cpu", "cuda")
 SETTINGS = ("auto", "triton", "reference")
@@ -132,7 +133,7 @@ def _choice(op: str, device: str) -> tuple[str, str]:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernel.dtypes)
             return kernel.name, "; ".join([*reasons, f"for {names}; other types run the reference"])
         reasons.append(f"no {kernel.name}: {missing}")
-    return "reference", "; ".join(reasons) or "no kernel of its own yet: plain PyTorch"
+    return "reference", "; ".join(reasons) or "plain PyTorch"
 
 
 def missing_native() -> str | None:

@@ -16,6 +16,11 @@ def pyramid_pool(x: Tensor, bins: Sequence[int] = (1, 2, 3, 6), mode: str = "avg
     return tuple(pool(x, b) for b in bins)
 
 
+def conv3x3(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+    """conv2d of x (N, C, H, W) with weight (O, C, 3, 3), stride 1, padding equal to dilation: (N, O, H, W)."""
+    return F.conv2d(x, weight, padding=dilation, dilation=dilation)
+
+
 def conv1x1_bn_relu(
     x: Tensor,
     weight: Tensor,

@@ -1,0 +1,171 @@
+"""1x1 convolution, batch norm, residual sum and ReLU in one op."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from psp_fast.ops import backend, reference
+from psp_fast.ops.sync_batch_norm_relu import sync_batch_norm_relu
+
+_OP = "conv1x1_bn_relu"
+
+
+def _missing_onednn() -> str | None:
+    return None if torch.backends.mkldnn.is_available() else "this PyTorch is built without oneDNN"
+
+
+backend.register(_OP, "cpu", backend.Kernel("oneDNN", (torch.float32,), _missing_onednn))
+
+
+def conv1x1_bn_relu(
+    x: Tensor,
+    weight: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    relu: bool = True,
+    process_group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """relu(batch_norm(conv2d(x, weight)) + residual) for x (N, C, H, W) and weight (O, C, 1, 1).
+
+    Where no gradient is asked for and the batch norm is frozen, it is folded into the weight: once, and again after
+    any of its tensors was changed. Changes made through `.data` are not seen.
+
+    Args:
+        x: (N, C, H, W), float, any strides.
+        weight: (O, C, 1, 1).
+        bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, residual, relu, process_group: as in
+            `sync_batch_norm_relu`, for O channels. Under autocast the convolution runs in autocast's type.
+
+    Returns:
+        (N, O, H, W), channels_last where x is.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+        PspFastError: the compiled module is missing or broken.
+    """
+    _check(x, weight)
+    frozen = not training and running_mean is not None and running_var is not None
+    if frozen and _folds(x, weight, bn_weight, bn_bias, residual):
+        folded = _folded(x, weight, bn_weight, bn_bias, running_mean, running_var, eps)
+        return _convolve(x, folded, residual, relu)
+    batch_norm = reference.sync_batch_norm_relu if backend.choose(_OP, x) == "reference" else sync_batch_norm_relu
+    return batch_norm(
+        F.conv2d(x, weight),
+        bn_weight,
+        bn_bias,
+        running_mean,
+        running_var,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        residual=residual,
+        relu=relu,
+        process_group=process_group,
+    )
+
+
+def _check(x: Tensor, weight: Tensor) -> None:
+    for name, value in (("x", x), ("weight", weight)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{_OP}: {name} must be a tensor, not {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"{_OP}: {name} must have a float type, not {value.dtype}")
+    if x.dim() != 4:
+        raise ValueError(f"{_OP}: x must be (N, C, H, W), not {tuple(x.shape)}")
+    if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 1, 1):
+        raise ValueError(
+            f"{_OP}: weight must be (O, {x.shape[1]}, 1, 1) for x of shape {tuple(x.shape)}, not {tuple(weight.shape)}"
+        )
+    if weight.device != x.device:
+        raise ValueError(f"{_OP}: weight must be on x's device, {x.device}, not on {weight.device}")
+
+
+class _Folded(NamedTuple):
+    """A convolution's weight with the batch norm in it, in oneDNN's own order, and the bias."""
+
+    key: tuple
+    weight: Tensor
+    bias: Tensor
+
+
+_folded_weights = WeakTensorKeyDictionary()
+
+
+def _folds(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether oneDNN runs convolution, bias, sum and ReLU at once: no gradient, no autocast, no graph being traced."""
+    if backend.choose(_OP, x) != "oneDNN" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    tensors = [x, weight, *(t for t in others if t is not None)]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    return all(t.dtype == x.dtype for t in tensors) and x.numel() > 0 and not _functional(x)
+
+
+def _functional(x: Tensor) -> bool:
+    """Whether x is a stand-in that torch.func or a tracer passes through the program."""
+    return type(x) is not Tensor and not isinstance(x, torch.nn.Parameter)
+
+
+def _folded(
+    x: Tensor,
+    weight: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+) -> _Folded:
+    sources = [t for t in (weight, bn_weight, bn_bias, running_mean, running_var) if t is not None]
+    key = (eps, x.shape[2:], *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources))
+    known = _folded_weights.get(weight)
+    if known is not None and known.key == key and not any(t.is_inference() for t in sources):
+        return known
+    with torch.no_grad():
+        scale = (running_var + eps).rsqrt()
+        scale = scale if bn_weight is None else scale * bn_weight
+        bias = -running_mean * scale if bn_bias is None else bn_bias - running_mean * scale
+        dense = (weight * scale.view(-1, 1, 1, 1)).contiguous()
+        one = [1, 1]
+        packed = torch.ops.mkldnn._reorder_convolution_weight(dense, [0, 0], one, one, 1, list(x.shape))
+    folded = _Folded(key, packed, bias.contiguous())
+    _folded_weights[weight] = folded
+    return folded
+
+
+def _convolve(x: Tensor, folded: _Folded, residual: Tensor | None, relu: bool) -> Tensor:
+    pad, one, activation = [0, 0], [1, 1], "relu" if relu else "none"
+    x = x.detach()
+    if residual is None:
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, folded.weight, folded.bias, pad, one, one, 1, activation, [], ""
+        )
+    if not residual.stride() == residual.contiguous(memory_format=torch.channels_last).stride():
+        residual = residual.contiguous()
+    return torch.ops.mkldnn._convolution_pointwise.binary(
+        x,
+        residual.detach(),
+        folded.weight,
+        folded.bias,
+        pad,
+        one,
+        one,
+        1,
+        "add",
+        None,
+        "relu" if relu else None,
+        [],
+        None,
+    )
