@@ -17,6 +17,7 @@ _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 backend.register("pyramid_pool", "cpu", backend.Kernel("csrc/cpu", _CPU_DTYPES, backend.missing_native))
 backend.register("pyramid_pool", "cuda", backend.Kernel("csrc/cuda", _CUDA_DTYPES, backend.missing_cuda))
+backend.register("pyramid_pool", "cuda", backend.Kernel("triton", _CUDA_DTYPES, backend.missing_triton))
 
 
 def pyramid_pool(x: Tensor, bins: Sequence[int] = (1, 2, 3, 6), mode: str = "avg") -> tuple[Tensor, ...]:
@@ -131,7 +132,21 @@ def _run(
     direction: str, pixels: Tensor, channels_last: bool, levels: Sequence[Tensor], indices: Sequence[Tensor]
 ) -> None:
     """Run "forward", from pixels (N, C, H, W) to dense levels, or "backward", from levels to pixels."""
-    arguments = (
+    implementation = backend.choose("pyramid_pool", pixels)
+    if implementation == "csrc/cuda":
+        _run_cuda(direction, pixels, channels_last, levels, indices)
+    elif implementation == "triton" or pixels.is_cuda:
+        _run_triton(direction, pixels, levels, indices)
+    else:
+        arguments = _arguments(pixels, channels_last, levels, indices)
+        getattr(backend.native(), f"pyramid_pool_{direction}_cpu")(*arguments, torch.get_num_threads())
+
+
+def _arguments(
+    pixels: Tensor, channels_last: bool, levels: Sequence[Tensor], indices: Sequence[Tensor]
+) -> tuple[Any, ...]:
+    """What every C++ kernel is told."""
+    return (
         str(pixels.dtype).removeprefix("torch."),
         len(indices) > 0,
         channels_last,
@@ -142,20 +157,25 @@ def _run(
         [level.data_ptr() for level in levels],
         [index.data_ptr() for index in indices],
     )
-    if pixels.is_cuda:
-        _run_cuda(direction, pixels, arguments)
-    else:
-        getattr(backend.native(), f"pyramid_pool_{direction}_cpu")(*arguments, torch.get_num_threads())
 
 
-def _run_cuda(direction: str, pixels: Tensor, arguments: tuple[Any, ...]) -> None:
+def _run_triton(direction: str, pixels: Tensor, levels: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
+    from psp_fast.kernels import pyramid_pool as kernels
+
+    getattr(kernels, direction)(pixels, levels, indices)
+
+
+def _run_cuda(
+    direction: str, pixels: Tensor, channels_last: bool, levels: Sequence[Tensor], indices: Sequence[Tensor]
+) -> None:
     n, c, height, width = pixels.shape
-    plan, rectangles = _cuda_plan(height, width, tuple(arguments[6]), pixels.device)
+    plan, rectangles = _cuda_plan(height, width, tuple(level.shape[2] for level in levels), pixels.device)
     values = torch.empty((n, c, rectangles), dtype=torch.float32, device=pixels.device)
     places = torch.empty_like(values, dtype=torch.int32)
     with torch.cuda.device(pixels.device):
         stream = torch.cuda.current_stream().cuda_stream
         kernel = getattr(backend.native(), f"pyramid_pool_{direction}_cuda")
+        arguments = _arguments(pixels, channels_last, levels, indices)
         kernel(*arguments, plan.data_ptr(), values.data_ptr(), places.data_ptr(), stream)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from psp_fast.errors import ConfigError, PspFastError
 from psp_fast.ops import backend, reference
 from psp_fast.ops.pyramid_pool import pyramid_pool
+from tests.kernels.interpreter import correct_bfloat16
 
 BINS = (1, 2, 3, 6)
 SIDES = [(1, 1), (1, 9), (9, 1), (2, 5), (13, 17), (64, 64), (60, 60), (90, 90)]
@@ -34,6 +37,18 @@ def capability(request: pytest.FixtureRequest) -> Iterator[str]:
     native.set_cpu_capability(request.param)
     yield request.param
     native.set_cpu_capability(before)
+
+
+@pytest.fixture(params=["auto", "triton"])
+def setting(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test on a GPU with the kernels that users get, and with Triton's."""
+    with backend.use(request.param):
+        yield request.param
+
+
+def sized(implementation: str, usual: tuple[int, ...], small: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape of a map, or the small one for Triton: its interpreter takes 10 ms a program."""
+    return small if implementation == "triton" else usual
 
 
 def make_map(*shape: int, dtype: torch.dtype = torch.float32, layout: torch.memory_format = LAYOUTS[0]) -> Tensor:
@@ -84,6 +99,27 @@ def test_matches_reference(capability: str, dtype: torch.dtype, mode: str, layou
             assert_matches(make_map(n, c, height, width, dtype=dtype, layout=layout), BINS, mode)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_triton_matches_reference(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, mode: str, layout: torch.memory_format
+) -> None:
+    correct_bfloat16(monkeypatch)
+    with backend.use("triton"):
+        channels = 130 if layout is torch.channels_last else 5  # more than a tile
+        for n, c, height, width in ((1, 1, 1, 1), (2, 3, 3, 4), (1, channels, 1, 3)):
+            assert_matches(make_map(n, c, height, width, dtype=dtype, layout=layout), (1, 2, 3), mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_triton_tiles_are_shorter_than_windows(mode: str) -> None:
+    with backend.use("triton"):
+        for layout in LAYOUTS:
+            assert_matches(make_map(1, 3, 13, 23, layout=layout), (1, 2), mode)
+            assert_matches(make_map(1, 3, 7, 7, layout=layout), (1, 6), mode)  # 49 rectangles of one window
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("channels", [16, 33, 2049])
 def test_channel_counts(channels: int, mode: str) -> None:
@@ -98,31 +134,56 @@ def test_other_bins(bins: tuple[int, ...], mode: str) -> None:
         assert_matches(make_map(2, 5, 13, 17, layout=layout), bins, mode)
 
 
+@pytest.mark.parametrize("bins", [(3,), (4, 1, 4), (2, 1, 1, 1, 1, 1)])
 @pytest.mark.parametrize("mode", MODES)
-def test_strided_inputs(mode: str) -> None:
+def test_triton_takes_any_bins(bins: tuple[int, ...], mode: str) -> None:
+    with backend.use("triton"):
+        assert_matches(make_map(1, 2, 3, 5, layout=torch.channels_last), bins, mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_strided_inputs(implementation: str, mode: str) -> None:
+    bins = (2,) if implementation == "triton" else BINS
     for layout in LAYOUTS:
         whole = make_map(3, 10, 20, 24, layout=layout)
+        whole = whole[:2, :5, :4, :6] if implementation == "triton" else whole
+        n, c, height, width = whole.shape
         views = [
             whole[:, 2:7],
             whole[:, :, 3:16, 5:22],
             whole[:, :, ::2, ::3],
             whole[1:2],
-            whole[:, :1].expand(3, 4, 20, 24),
-            whole[:1].expand(4, 10, 20, 24),
-            whole[:, :, :1].expand(3, 10, 6, 24),
-            whole[:, :, :, :1].expand(3, 10, 20, 7),
+            whole[:, :1].expand(n, 4, height, width),
+            whole[:1].expand(4, c, height, width),
+            whole[:, :, :1].expand(n, c, 6, width),
+            whole[:, :, :, :1].expand(n, c, height, 7),
             whole.transpose(1, 3),
             whole.transpose(2, 3),
             whole[:, :, :, :1],
         ]
         for view in views:
-            assert_matches(view, BINS, mode)
+            assert_matches(view, bins, mode)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 14), st.integers(1, 14)),
+    step=st.integers(1, 3),
+    order=st.permutations(range(4)),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    bins=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    mode=st.sampled_from(MODES),
+)
+def test_random_maps(
+    shape: tuple[int, ...], step: int, order: list[int], dtype: torch.dtype, bins: list[int], mode: str
+) -> None:
+    assert_matches(make_map(*shape, dtype=dtype).permute(order)[:, :, ::step, ::step], bins, mode)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_memory_format_is_kept(mode: str) -> None:
+def test_memory_format_is_kept(implementation: str, mode: str) -> None:
     for layout in LAYOUTS:
-        x = make_map(2, 8, 12, 12, layout=layout).requires_grad_()
+        x = make_map(*sized(implementation, (2, 8, 12, 12), (1, 2, 3, 3)), layout=layout).requires_grad_()
         outputs = pyramid_pool(x, BINS, mode)
         (dx,) = torch.autograd.grad(outputs, x, gradients(outputs))
         assert all(y.is_contiguous(memory_format=layout) for y in (*outputs, dx))
@@ -131,15 +192,28 @@ def test_memory_format_is_kept(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
 def test_nan_and_infinity(capability: str, mode: str, layout: torch.memory_format) -> None:
-    x = make_map(1, 6, 13, 17)
+    assert_handles_nan_and_infinity(make_map(1, 6, 13, 17), mode, layout)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy's, in the interpreter
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
+def test_triton_nan_and_infinity(mode: str, layout: torch.memory_format) -> None:
+    with backend.use("triton"):
+        assert_handles_nan_and_infinity(make_map(1, 6, 9, 11), mode, layout, (1, 2))
+
+
+def assert_handles_nan_and_infinity(
+    x: Tensor, mode: str, layout: torch.memory_format, bins: Sequence[int] = BINS
+) -> None:
     x[0, 0, 3, 4] = x[0, 0, 3, 9] = x[0, 0, 8, 2] = torch.nan
     x[0, 1, 5, 5] = torch.inf
-    x[0, 2, 0, 0], x[0, 2, 12, 16] = torch.inf, -torch.inf
+    x[0, 2, 0, 0], x[0, 2, -1, -1] = torch.inf, -torch.inf
     x[0, 3] = -torch.inf
     x[0, 4] = torch.nan
     x = x.contiguous(memory_format=layout).requires_grad_()
     plain = x.detach().clone().requires_grad_()
-    outputs, expected = pyramid_pool(x, BINS, mode), reference.pyramid_pool(plain, BINS, mode)
+    outputs, expected = pyramid_pool(x, bins, mode), reference.pyramid_pool(plain, bins, mode)
     for y, want in zip(outputs, expected, strict=True):
         torch.testing.assert_close(y, want, equal_nan=True)
     dy = gradients(outputs)
@@ -150,9 +224,19 @@ def test_nan_and_infinity(capability: str, mode: str, layout: torch.memory_forma
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
 def test_max_gradient_goes_to_the_first_of_equals(capability: str, layout: torch.memory_format) -> None:
-    x = make_map(2, 20, 13, 17).mul(2).round().contiguous(memory_format=layout).requires_grad_()  # many equal values
+    assert_picks_the_first_of_equals(make_map(2, 20, 13, 17, layout=layout), BINS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
+def test_triton_max_gradient_goes_to_the_first_of_equals(layout: torch.memory_format) -> None:
+    with backend.use("triton"):
+        assert_picks_the_first_of_equals(make_map(1, 20, 11, 11, layout=layout), (1, 2))
+
+
+def assert_picks_the_first_of_equals(x: Tensor, bins: Sequence[int]) -> None:
+    x = x.mul(2).round().requires_grad_()  # many equal values
     plain = x.detach().clone().requires_grad_()
-    outputs, expected = pyramid_pool(x, BINS, "max"), reference.pyramid_pool(plain, BINS, "max")
+    outputs, expected = pyramid_pool(x, bins, "max"), reference.pyramid_pool(plain, bins, "max")
     dy = [torch.ones_like(y) for y in outputs]  # sums of ones are exact
     assert torch.equal(torch.autograd.grad(outputs, x, dy)[0], torch.autograd.grad(expected, plain, dy)[0])
 
@@ -174,7 +258,7 @@ def test_results_do_not_depend_on_threads() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_empty_batch(mode: str) -> None:
+def test_empty_batch(implementation: str, mode: str) -> None:
     x = torch.zeros(0, 5, 13, 17, requires_grad=True)
     outputs = pyramid_pool(x, BINS, mode)
     assert [tuple(y.shape) for y in outputs] == [(0, 5, b, b) for b in BINS]
@@ -320,6 +404,18 @@ def test_explain_names_every_op_once_a_device() -> None:
     chosen = {(row.op, row.device): row for row in rows}
     assert chosen["pyramid_pool", "cpu"].implementation == "csrc/cpu"
     assert all(row.reason for row in rows)
+    with backend.use("triton"):
+        assert next(row for row in backend.explain() if row.device == "cuda").implementation == "triton"
+
+
+def test_a_backward_outside_the_forwards_setting_runs() -> None:
+    x = make_map(1, 2, 3, 3).requires_grad_()
+    for setting in ("triton", "auto"):
+        with backend.use(setting):
+            y = pyramid_pool(x, (2,))[0]
+        with backend.use("reference"):
+            (dx,) = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(dx.sum(), torch.tensor(8.0))
 
 
 @pytest.mark.gpu
@@ -327,7 +423,7 @@ def test_explain_names_every_op_once_a_device() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_gpu_matches_reference(dtype: torch.dtype, mode: str, layout: torch.memory_format) -> None:
+def test_gpu_matches_reference(setting: str, dtype: torch.dtype, mode: str, layout: torch.memory_format) -> None:
     for height, width in SIDES:
         for n, c in ((1, 1), (3, 5), (2, 67), (1, 256)):
             assert_matches(make_map(n, c, height, width, dtype=dtype, layout=layout).cuda(), BINS, mode)
@@ -340,7 +436,7 @@ def test_gpu_matches_reference(dtype: torch.dtype, mode: str, layout: torch.memo
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("mode", MODES)
-def test_gpu_is_deterministic_and_uses_the_current_stream(mode: str) -> None:
+def test_gpu_is_deterministic_and_uses_the_current_stream(setting: str, mode: str) -> None:
     x = make_map(2, 67, 64, 64).cuda().requires_grad_()
     stream = torch.cuda.Stream()
     results = []
