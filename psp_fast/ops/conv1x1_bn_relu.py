@@ -16,11 +16,10 @@ from psp_fast.ops.sync_batch_norm_relu import sync_batch_norm_relu
 _OP = "conv1x1_bn_relu"
 
 
-def _missing_onednn() -> str | None:
-    return None if torch.backends.mkldnn.is_available() else "this PyTorch is built without oneDNN"
+_NO_ONEDNN = None if torch.backends.mkldnn.is_available() else "this PyTorch is built without oneDNN"
 
 
-backend.register(_OP, "cpu", backend.Kernel("oneDNN", (torch.float32,), _missing_onednn))
+backend.register(_OP, "cpu", backend.Kernel("oneDNN", (torch.float32,), lambda: _NO_ONEDNN))
 
 
 def conv1x1_bn_relu(
@@ -56,9 +55,11 @@ def conv1x1_bn_relu(
         TypeError, ValueError: an argument is not as above.
         PspFastError: the compiled module is missing or broken.
     """
-    _check(x, weight)
+    vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
+    _check(x, weight, vectors, residual)
     frozen = not training and running_mean is not None and running_var is not None
     if frozen and _folds(x, weight, bn_weight, bn_bias, residual):
+        assert running_mean is not None and running_var is not None  # frozen says so
         folded = _folded(x, weight, bn_weight, bn_bias, running_mean, running_var, eps)
         return _convolve(x, folded, residual, relu)
     batch_norm = reference.sync_batch_norm_relu if backend.choose(_OP, x) == "reference" else sync_batch_norm_relu
@@ -77,20 +78,31 @@ def conv1x1_bn_relu(
     )
 
 
-def _check(x: Tensor, weight: Tensor) -> None:
-    for name, value in (("x", x), ("weight", weight)):
+def _check(x: Tensor, weight: Tensor, vectors: dict[str, Tensor | None], residual: Tensor | None) -> None:
+    for name, value in {"x": x, "weight": weight, **vectors, "residual": residual}.items():
+        if value is None and name not in ("x", "weight"):
+            continue
         if not isinstance(value, Tensor):
             raise TypeError(f"{_OP}: {name} must be a tensor, not {type(value).__name__}")
         if not value.is_floating_point():
             raise TypeError(f"{_OP}: {name} must have a float type, not {value.dtype}")
+        if value.device != x.device:
+            raise ValueError(f"{_OP}: {name} must be on x's device, {x.device}, not on {value.device}")
     if x.dim() != 4:
         raise ValueError(f"{_OP}: x must be (N, C, H, W), not {tuple(x.shape)}")
     if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 1, 1):
         raise ValueError(
             f"{_OP}: weight must be (O, {x.shape[1]}, 1, 1) for x of shape {tuple(x.shape)}, not {tuple(weight.shape)}"
         )
-    if weight.device != x.device:
-        raise ValueError(f"{_OP}: weight must be on x's device, {x.device}, not on {weight.device}")
+    outputs = weight.shape[0]
+    for name, value in vectors.items():
+        if value is not None and value.shape != (outputs,):
+            raise ValueError(
+                f"{_OP}: {name} must have one value for each of the {outputs} outputs, not {tuple(value.shape)}"
+            )
+    shape = (x.shape[0], outputs, *x.shape[2:])
+    if residual is not None and residual.shape != shape:
+        raise ValueError(f"{_OP}: residual must have the result's shape, {shape}, not {tuple(residual.shape)}")
 
 
 class _Folded(NamedTuple):
@@ -111,12 +123,8 @@ def _folds(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     tensors = [x, weight, *(t for t in others if t is not None)]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
-    return all(t.dtype == x.dtype for t in tensors) and x.numel() > 0 and not _functional(x)
-
-
-def _functional(x: Tensor) -> bool:
-    """Whether x is a stand-in that torch.func or a tracer passes through the program."""
-    return type(x) is not Tensor and not isinstance(x, torch.nn.Parameter)
+    real = type(x) in (Tensor, torch.nn.Parameter)  # no stand-in that a tracer passes through the program
+    return real and x.numel() > 0 and all(t.dtype == x.dtype for t in tensors)
 
 
 def _folded(
@@ -148,11 +156,13 @@ def _folded(
 def _convolve(x: Tensor, folded: _Folded, residual: Tensor | None, relu: bool) -> Tensor:
     """relu(conv2d(x) + bias + residual) in one pass of oneDNN, through what torch.compile's own backend calls."""
     pad, one = [0, 0], [1, 1]
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     operands = (folded.weight, folded.bias, pad, one, one, 1)
     if residual is None:
-        return torch.ops.mkldnn._convolution_pointwise(x, *operands, "relu" if relu else "none", [], "")
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    residual = residual.contiguous(memory_format=layout)
-    return torch.ops.mkldnn._convolution_pointwise.binary(
-        x, residual, *operands, "add", None, "relu" if relu else None, [], None
-    )
+        y = torch.ops.mkldnn._convolution_pointwise(x, *operands, "relu" if relu else "none", [], "")
+    else:
+        residual = residual.contiguous(memory_format=layout)
+        y = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, residual, *operands, "add", None, "relu" if relu else None, [], None
+        )
+    return y.contiguous(memory_format=layout)

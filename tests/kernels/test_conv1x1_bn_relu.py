@@ -5,13 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import pytest
-import torch
-from torch import Tensor
-
 from psp_fast.kernels import conv1x1_bn_relu as kernels
-from psp_fast.kernels.conv1x1_bn_relu import CONFIGS, Config
-from tests.kernels.ahead_of_time import ARCHITECTURES, SHARED_MEMORY, resources
+from psp_fast.kernels.conv1x1_bn_relu import Config
 
 FLAGS = {  # with all that a kernel can do, and with as little
     "multiply_with_statistics": (
