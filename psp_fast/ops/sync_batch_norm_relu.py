@@ -43,10 +43,9 @@ def sync_batch_norm_relu(
         eps: added to the variance, above 0.
         residual: x's shape, any float type, added before ReLU, or None.
         relu: whether to apply ReLU.
-        process_group: ranks whose batches count as one in training, of any sizes, also 0: every one of them must call
-            the op and its backward. They exchange one message of 2 * C + 1 numbers forward, one of 2 * C backward. None,
-            or one rank: nothing is exchanged. As DistributedDataParallel expects, the gradients of weight and bias are
-            those of this rank's batch.
+        process_group: ranks whose batches count as one in training, of any sizes, also 0. All of them must call the op
+            and its backward; they exchange 2 * C + 1 numbers forward and 2 * C backward. None, or one rank: nothing is
+            exchanged. The gradients of weight and bias are of this rank's batch, as DistributedDataParallel expects.
 
     Returns:
         Like x: shape, type, and channels_last where x is. Autograd keeps x, this result (with ReLU only), and 2 * C
@@ -74,7 +73,7 @@ def sync_batch_norm_relu(
         )
     count: Tensor | float | None = None
     if training:
-        if group is None and x.numel() == x.shape[1]:
+        if group is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
             raise ValueError(f"{_OP}: training needs more than one value per channel, not x of shape {tuple(x.shape)}")
         mean, invstd, count = batch_statistics(x, running_mean, running_var, momentum, eps, group)
     else:
@@ -124,7 +123,7 @@ def merge_statistics(
         )
         running_mean.lerp_(mean.to(running_mean), momentum)
         running_var.lerp_(unbiased.to(running_var), momentum)
-    invstd = (deviations / count).add_(eps).rsqrt_()
+    invstd = (deviations / (count if isinstance(count, Tensor) else max(count, 1))).add_(eps).rsqrt_()
     return mean, invstd, count
 
 
@@ -226,7 +225,8 @@ class _BatchNormRelu(torch.autograd.Function):
         need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
         masked = ctx.relu and need_residual
         given = (dy, x, y, mean, invstd, weight, None)
-        sums = dx = means = None
+        sums: Any = None
+        dx = means = None
         g = dy
         if need_x and count is not None and ctx.group is None:
             dx, g, sums = torch.ops.psp_fast.batch_norm_backward(*given, ctx.relu, masked)
