@@ -31,4 +31,6 @@ PYBIND11_MODULE(_native, module) {
   define_sync_batch_norm_relu(module);
   define_upsample_concat(module);
   define_pyramid_conv3x3(module);
+  define_upsample_argmax(module);
+  define_upsample_cross_entropy(module);
 }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from psp_fast import ops
+from psp_fast.ops.conv3x3 import conv3x3_affine_relu
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -84,12 +86,56 @@ def conv_bn_relu(
     x: Tensor, conv: nn.Conv2d, bn: nn.Module, *, residual: Tensor | None = None, relu: bool = True
 ) -> Tensor:
     """relu(bn(conv(x)) + residual); 1x1 convolutions of stride 1 and their batch norm are one op."""
-    pointwise = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1 and conv.bias is None
-    if not (pointwise and type(conv) is nn.Conv2d and isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)):
-        return batch_norm_relu(bn, conv(x), residual=residual, relu=relu)
+    if not (is_pointwise(conv) and isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)):
+        if residual is None and _is_3x3(conv) and _is_frozen(bn, conv.weight, x):
+            scale, shift = folded_batch_norm(bn)
+            return conv3x3_affine_relu(x, conv.weight, conv.dilation[0], scale, shift, relu)
+        return batch_norm_relu(bn, convolve(x, conv), residual=residual, relu=relu)
     arguments = _batch_norm_arguments(bn, x)
     arguments["bn_weight"], arguments["bn_bias"] = arguments.pop("weight"), arguments.pop("bias")
     return ops.conv1x1_bn_relu(x, conv.weight, **arguments, residual=residual, relu=relu)
+
+
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """conv(x), 3x3 convolutions of stride 1 through the op."""
+    return ops.conv3x3(x, conv.weight, conv.dilation[0]) if _is_3x3(conv) else conv(x)
+
+
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether conv is a plain 1x1 convolution of stride 1 without bias."""
+    return _is_plain(conv) and conv.kernel_size == (1, 1)
+
+
+def _is_3x3(conv: nn.Conv2d) -> bool:
+    """Whether conv is what ops.conv3x3 computes: its output is as large as its input."""
+    return _is_plain(conv) and conv.kernel_size == (3, 3) and conv.padding == conv.dilation
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    return (
+        type(conv) is nn.Conv2d
+        and conv.stride == (1, 1)
+        and conv.groups == 1
+        and conv.bias is None
+        and conv.padding_mode == "zeros"
+        and conv.dilation[0] == conv.dilation[1]
+    )
+
+
+def _is_frozen(bn: nn.Module, weight: Tensor, x: Tensor) -> bool:
+    """Whether bn normalises by its running statistics and no gradient is asked for."""
+    if not isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm) or bn.training or bn.running_mean is None:
+        return False
+    tensors = (x, weight, bn.weight, bn.bias)
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+
+
+def folded_batch_norm(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
+    """(scale, shift), each (C,): the frozen bn(x) is scale * x + shift."""
+    scale = (bn.running_var + bn.eps).rsqrt()
+    scale = scale if bn.weight is None else scale * bn.weight
+    shift = -bn.running_mean * scale
+    return scale, shift if bn.bias is None else shift + bn.bias
 
 
 def _batch_norm_arguments(bn: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> dict:

@@ -46,5 +46,7 @@ void define_pyramid_pool(py::module_& module);
 void define_sync_batch_norm_relu(py::module_& module);
 void define_upsample_concat(py::module_& module);
 void define_pyramid_conv3x3(py::module_& module);
+void define_upsample_argmax(py::module_& module);
+void define_upsample_cross_entropy(py::module_& module);
 
 }  // namespace psp_fast

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,8 +113,8 @@ class PSPNet(nn.Module):
                 f"{tuple(y.shape)}"
             )
         main, aux = self._logits(x)
-        argmax = ops.upsample_argmax(main.detach(), size, self.align_corners).long()
-        return argmax, self._loss(main, y), main.new_zeros(()) if aux is None else self._loss(aux, y)
+        main_loss, argmax = self._loss_and_argmax(main, y)
+        return argmax.long(), main_loss, main.new_zeros(()) if aux is None else self._loss(aux, y)
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
@@ -128,25 +129,36 @@ class PSPNet(nn.Module):
         """Logits of both heads at the backbone's resolution; the auxiliary ones in training only."""
         if x.ndim != 4 or x.shape[1] != 3:
             raise ValueError(f"PSPNet: images must have shape (N, 3, H, W), got {tuple(x.shape)}")
+        if ops.prefers_channels_last(x):
+            x = x.contiguous(memory_format=torch.channels_last)
         shallow = self.layer3(self.layer2(self.layer1(self.layer0(x))))
         deep = self.layer4(shallow)
         main = self.cls(deep, self.ppm.levels(deep) if self.use_ppm else ())
         return main, self.aux(shallow) if self.training and hasattr(self, "aux") else None
 
+    def _loss_and_argmax(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if self._has_fused_loss():
+            return ops.upsample_cross_entropy_argmax(logits, target, **self._fused_options())
+        argmax = ops.upsample_argmax(logits.detach(), target.shape[1:], self.align_corners)
+        return self._loss(logits, target), argmax
+
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        criterion = self.criterion
-        if type(criterion) is not nn.CrossEntropyLoss:
-            full = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=self.align_corners)
-            return criterion(full, target.long())
-        return ops.upsample_cross_entropy(
-            logits,
-            target,
-            weight=criterion.weight,
-            ignore_index=criterion.ignore_index,
-            label_smoothing=criterion.label_smoothing,
-            align_corners=self.align_corners,
-            reduction=criterion.reduction,
-        )
+        if self._has_fused_loss():
+            return ops.upsample_cross_entropy(logits, target, **self._fused_options())
+        full = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=self.align_corners)
+        return self.criterion(full, target.long())
+
+    def _has_fused_loss(self) -> bool:
+        return type(self.criterion) is nn.CrossEntropyLoss
+
+    def _fused_options(self) -> dict[str, Any]:
+        return {
+            "weight": self.criterion.weight,
+            "ignore_index": self.criterion.ignore_index,
+            "label_smoothing": self.criterion.label_smoothing,
+            "align_corners": self.align_corners,
+            "reduction": self.criterion.reduction,
+        }
 
 
 def _one_of(name: str, value: object, allowed: tuple) -> None:

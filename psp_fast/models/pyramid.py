@@ -77,5 +77,7 @@ class Head(nn.Sequential):
         """Logits (N, classes, H, W) of x (N, C, H, W) with the levels of its pyramid."""
         conv, bn, _, dropout, classifier = self
         weight = cast(nn.Conv2d, conv).weight
-        out = ops.pyramid_conv3x3(x, pyramid, weight, self.align_corners) if pyramid else conv(x)
+        if not pyramid:
+            return classifier(dropout(conv_bn_relu(x, cast(nn.Conv2d, conv), bn)))
+        out = ops.pyramid_conv3x3(x, pyramid, weight, self.align_corners)
         return classifier(dropout(batch_norm_relu(bn, out)))

@@ -113,6 +113,11 @@ def choose(op: str, x: Tensor) -> str:
     return "reference"
 
 
+def prefers_channels_last(x: Tensor) -> bool:
+    """Whether a network on x's device and type runs faster on channels_last maps: where there are CPU kernels."""
+    return choose("conv3x3", x) != "reference"
+
+
 def explain() -> list[Row]:
     """For every op and kind of device, which implementation would run here and why."""
     return [Row(op, device, *_choice(op, device)) for op in OPS for device in DEVICES]

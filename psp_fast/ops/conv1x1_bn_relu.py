@@ -146,26 +146,13 @@ def _folded(
 
 
 def _convolve(x: Tensor, folded: _Folded, residual: Tensor | None, relu: bool) -> Tensor:
-    pad, one, activation = [0, 0], [1, 1], "relu" if relu else "none"
-    x = x.detach()
+    """relu(conv2d(x) + bias + residual) in one pass of oneDNN, through what torch.compile's own backend calls."""
+    pad, one = [0, 0], [1, 1]
+    operands = (folded.weight, folded.bias, pad, one, one, 1)
     if residual is None:
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, folded.weight, folded.bias, pad, one, one, 1, activation, [], ""
-        )
-    if not residual.stride() == residual.contiguous(memory_format=torch.channels_last).stride():
-        residual = residual.contiguous()
+        return torch.ops.mkldnn._convolution_pointwise(x, *operands, "relu" if relu else "none", [], "")
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    residual = residual.contiguous(memory_format=layout)
     return torch.ops.mkldnn._convolution_pointwise.binary(
-        x,
-        residual.detach(),
-        folded.weight,
-        folded.bias,
-        pad,
-        one,
-        one,
-        1,
-        "add",
-        None,
-        "relu" if relu else None,
-        [],
-        None,
+        x, residual, *operands, "add", None, "relu" if relu else None, [], None
     )

@@ -138,7 +138,7 @@ torch.library.define(
 def _convolution_backward(
     dy: Tensor, x: Tensor, weight: Tensor, dweight: Tensor | None, mask: Sequence[bool]
 ) -> Tensor | None:
-    """The gradient of x for the convolution of x alone, and that of weight written to dweight, each where mask has it."""
+    """The convolution of x alone: the gradient of x, and that of weight written to dweight, each where mask has it."""
     if dweight is None or not uses_winograd(x, weight, 1):
         dx, whole = convolution_backward(dy, x, weight, 1, mask)
         if dweight is not None:

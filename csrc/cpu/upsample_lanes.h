@@ -1,0 +1,74 @@
+// Vectors of the width of this instruction set's registers; internal linkage, as in scalar.h.
+#pragma once
+
+#include "cpu/scalar.h"
+
+namespace psp_fast {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class A>
+constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(A));
+
+template <class A>
+struct LabelOf {
+  using type = int32_t;
+};
+template <>
+struct LabelOf<double> {
+  using type = int64_t;
+};
+// An integer as wide as A: the class ids that go with vectors of A.
+template <class A>
+using Label = typename LabelOf<A>::type;
+
+template <class A>
+using Vector = typename Lanes<A, kWidth<A>>::type;
+template <class A>
+using LabelVector = typename Lanes<Label<A>, kWidth<A>>::type;
+
+template <class V, class A>
+[[gnu::always_inline]] inline V load_vector(const A* p) {
+  V value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+template <class V, class A>
+[[gnu::always_inline]] inline void store_vector(A* p, const V& value) {
+  std::memcpy(p, &value, sizeof value);
+}
+
+// e^x for x at most a rounding error above 0; relative error 1e-7, 0 below -87, NaN for NaN.
+[[gnu::always_inline]] inline Vector<float> exp_nonpositive(Vector<float> x) {
+  constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
+  const Vector<float> shifted = x * kLog2E + kRound;
+  const Vector<float> whole = shifted - kRound;
+  const Vector<float> r = x - whole * kLn2High - whole * kLn2Low;
+  // Least largest relative error of degree 6 over |r| <= ln(2) / 2: 3e-9.
+  const Vector<float> tail =
+      0.499999940f + r * (0.166665211f + r * (0.0416683890f + r * (0.00836874545f + r * 0.00138145406f)));
+  using Bits = typename Lanes<uint32_t, kWidth<float>>::type;
+  const Bits exponent = (load_vector<Bits>(&shifted) << 23) + (127u << 23);
+  const Vector<float> value = (1.f + r + r * r * tail) * load_vector<Vector<float>>(&exponent);
+  return x < -87.f ? Vector<float>{} : value;
+}
+
+[[gnu::always_inline]] inline Vector<double> exp_nonpositive(Vector<double> x) {
+  for (int k = 0; k < kWidth<double>; ++k) x[k] = __builtin_exp(x[k]);
+  return x;
+}
+
+inline float log_of(float x) { return __builtin_logf(x); }
+inline double log_of(double x) { return __builtin_log(x); }
+
+}  // namespace
+}  // namespace psp_fast
