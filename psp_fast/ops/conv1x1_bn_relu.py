@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from psp_fast.ops import backend, reference
-from psp_fast.ops.sync_batch_norm_relu import sync_batch_norm_relu
+from psp_fast.ops.pointwise import convolve_with_statistics
+from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics, sync_batch_norm_relu
 
 _OP = "conv1x1_bn_relu"
 
@@ -21,6 +22,8 @@ def _missing_onednn() -> str | None:
 
 
 backend.register(_OP, "cpu", backend.Kernel("oneDNN", (torch.float32,), _missing_onednn))
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+backend.register(_OP, "cuda", backend.Kernel("triton", _TRITON_DTYPES, backend.missing_triton))
 
 
 def conv1x1_bn_relu(
@@ -61,6 +64,21 @@ def conv1x1_bn_relu(
     if frozen and _folds(x, weight, bn_weight, bn_bias, residual):
         folded = _folded(x, weight, bn_weight, bn_bias, running_mean, running_var, eps)
         return _convolve(x, folded, residual, relu)
+    if training and backend.choose(_OP, x) == "triton" and backend.choose("sync_batch_norm_relu", x) != "reference":
+        ((z, stats),) = convolve_with_statistics([x], [weight])
+        return batch_norm_relu_of_statistics(
+            z,
+            stats,
+            bn_weight,
+            bn_bias,
+            running_mean,
+            running_var,
+            momentum=momentum,
+            eps=eps,
+            residual=residual,
+            relu=relu,
+            process_group=process_group,
+        )
     batch_norm = reference.sync_batch_norm_relu if backend.choose(_OP, x) == "reference" else sync_batch_norm_relu
     return batch_norm(
         F.conv2d(x, weight),
