@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from psp_fast import ops
+from psp_fast.ops.bottleneck import BatchNorm, runs_bottleneck
+from psp_fast.ops.bottleneck import bottleneck as _bottleneck
 from psp_fast.ops.conv3x3 import conv3x3_affine_relu
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -86,9 +89,9 @@ def conv_bn_relu(
     x: Tensor, conv: nn.Conv2d, bn: nn.Module, *, residual: Tensor | None = None, relu: bool = True
 ) -> Tensor:
     """relu(bn(conv(x)) + residual); 1x1 convolutions of stride 1 and their batch norm are one op."""
-    if not (is_pointwise(conv) and isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)):
+    if not (_is_pointwise(conv) and isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)):
         if residual is None and _is_3x3(conv) and _is_frozen(bn, conv.weight, x):
-            scale, shift = folded_batch_norm(bn)
+            scale, shift = _folded_batch_norm(cast(nn.BatchNorm2d, bn))
             return conv3x3_affine_relu(x, conv.weight, conv.dilation[0], scale, shift, relu)
         return batch_norm_relu(bn, convolve(x, conv), residual=residual, relu=relu)
     arguments = _batch_norm_arguments(bn, x)
@@ -96,12 +99,33 @@ def conv_bn_relu(
     return ops.conv1x1_bn_relu(x, conv.weight, **arguments, residual=residual, relu=relu)
 
 
+def trains_bottleneck(x: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> bool:
+    """Whether `bottleneck` can take a block's three (convolution, batch norm) pairs, and a gradient is asked for."""
+    (conv1, bn1), (conv2, _), (conv3, _) = layers
+    plain = _is_pointwise(conv1) and _is_pointwise(conv3) and type(conv2) is nn.Conv2d and conv2.bias is None
+    norms = all(isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm) for _, bn in layers)
+    square = conv2.groups == 1 and conv2.padding == conv2.dilation and conv2.padding_mode == "zeros"
+    gradient = torch.is_grad_enabled() and any(p.requires_grad for conv, _ in layers for p in conv.parameters())
+    return plain and norms and square and gradient and bn1.training and runs_bottleneck(x)
+
+
+def bottleneck(x: Tensor, shortcut: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> Tensor:
+    """A residual block of three (convolution, batch norm) pairs as one op; counts the batch in each batch norm."""
+    stride, dilation = layers[1][0].stride[0], layers[1][0].dilation[0]
+    norms = []
+    for i, (_, bn) in enumerate(layers):
+        sees = x if i == 0 or stride == 1 else x[:, :, ::stride, ::stride]
+        norms.append(BatchNorm(**_batch_norm_arguments(cast(nn.BatchNorm2d, bn), sees)))
+    weights = [conv.weight for conv, _ in layers]
+    return _bottleneck(x, shortcut, weights, norms, stride=stride, dilation=dilation)
+
+
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """conv(x), 3x3 convolutions of stride 1 through the op."""
     return ops.conv3x3(x, conv.weight, conv.dilation[0]) if _is_3x3(conv) else conv(x)
 
 
-def is_pointwise(conv: nn.Conv2d) -> bool:
+def _is_pointwise(conv: nn.Conv2d) -> bool:
     """Whether conv is a plain 1x1 convolution of stride 1 without bias."""
     return _is_plain(conv) and conv.kernel_size == (1, 1)
 
@@ -130,11 +154,12 @@ def _is_frozen(bn: nn.Module, weight: Tensor, x: Tensor) -> bool:
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
 
 
-def folded_batch_norm(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
+def _folded_batch_norm(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """(scale, shift), each (C,): the frozen bn(x) is scale * x + shift."""
-    scale = (bn.running_var + bn.eps).rsqrt()
+    mean, var = cast(Tensor, bn.running_mean), cast(Tensor, bn.running_var)
+    scale = (var + bn.eps).rsqrt()
     scale = scale if bn.weight is None else scale * bn.weight
-    shift = -bn.running_mean * scale
+    shift = -mean * scale
     return scale, shift if bn.bias is None else shift + bn.bias
 
 

@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from psp_fast.nn import conv_bn_relu
+from psp_fast.nn import bottleneck, conv_bn_relu, trains_bottleneck
 
 BLOCKS = {
     18: (2, 2, 2, 2),
@@ -69,9 +69,13 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
+        shortcut = _shortcut(x, self.downsample)
+        layers = ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
+        if trains_bottleneck(x, layers):
+            return bottleneck(x, shortcut, layers)
         out = conv_bn_relu(x, self.conv1, self.bn1)
         out = conv_bn_relu(out, self.conv2, self.bn2)
-        return conv_bn_relu(out, self.conv3, self.bn3, residual=_shortcut(x, self.downsample))
+        return conv_bn_relu(out, self.conv3, self.bn3, residual=shortcut)
 
 
 def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:

@@ -6,16 +6,9 @@ from psp_fast.ops.conv1x1_bn_relu import conv1x1_bn_relu
 from psp_fast.ops.conv3x3 import conv3x3
 from psp_fast.ops.pyramid_conv3x3 import pyramid_conv3x3
 from psp_fast.ops.pyramid_pool import pyramid_pool
-from psp_fast.ops.reference import upsample_argmax, upsample_cross_entropy
 from psp_fast.ops.sync_batch_norm_relu import sync_batch_norm_relu
-from psp_fast.ops.upsample_concat import upsample_concat
-from psp_fast.ops.reference import (
-    conv1x1_bn_relu,
-    pyramid_conv3x3,
-    sync_batch_norm_relu,
-    upsample_concat,
-)
 from psp_fast.ops.upsample_argmax import upsample_argmax
+from psp_fast.ops.upsample_concat import upsample_concat
 from psp_fast.ops.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_argmax
 
 __all__ = [

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from psp_fast.ops import backend
 from psp_fast.ops.conv3x3 import convolution, convolution_backward
-from psp_fast.ops.sync_batch_norm_relu import batch_norm_backward, batch_variance, merge_ranks, update_running
+from psp_fast.ops.sync_batch_norm_relu import batch_norm_backward, merge_ranks, unbiased_variance, update_running
 
 
 class BatchNorm(NamedTuple):
@@ -79,7 +79,8 @@ def bottleneck(
         )
         for norm, batch in zip(norms, running, strict=True):
             if norm.training and norm.running_mean is not None and norm.running_var is not None:
-                update_running(norm.running_mean, norm.running_var, *batch.unbind(), norm.momentum)
+                mean, var = batch.unbind()
+                update_running(norm.running_mean, norm.running_var, mean, var, norm.momentum)
     return y
 
 
@@ -97,10 +98,11 @@ class _Bottleneck(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, shortcut: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         weights, affine, frozen, (eps, group, stride, dilation) = rest[:3], rest[3:9], rest[9:15], rest[15:]
         ctx.group, ctx.stride, ctx.dilation, ctx.counts = group, stride, dilation, []
-        statistics, running = [], []
+        statistics: list[Tensor | None] = []
+        running: list[Tensor] = []
 
         def normalise(i: int, z: Tensor, residual: Tensor | None = None) -> Tensor:
-            mean, invstd, count, batch = _statistics(z, frozen[2 * i : 2 * i + 2], eps[i], group)
+            mean, invstd, count, batch = _statistics(z, frozen[2 * i], frozen[2 * i + 1], eps[i], group)
             statistics.extend((mean, invstd, count if isinstance(count, Tensor) else None))
             ctx.counts.append(None if isinstance(count, Tensor) else count)
             running.append(batch)
@@ -118,14 +120,15 @@ class _Bottleneck(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         x, z1, z2, y, *saved = ctx.saved_tensors
         weights, affine, statistics = saved[:3], saved[3:9], saved[9:]
         daffine: list[Tensor | None] = [None] * 6
         dweights: list[Tensor | None] = [None] * 3
 
         def normalised(i: int, z: Tensor) -> Tensor:
-            return _apply(z, *statistics[3 * i : 3 * i + 2], *affine[2 * i : 2 * i + 2], None)
+            mean, invstd = statistics[3 * i : 3 * i + 2]
+            return _apply(z, mean, invstd, affine[2 * i], affine[2 * i + 1], None)
 
         def gradient(i: int, dy: Tensor, z: Tensor, y: Tensor | None, residual: bool = False) -> tuple[Tensor, Tensor]:
             mean, invstd, total = statistics[3 * i : 3 * i + 3]
@@ -144,9 +147,9 @@ class _Bottleneck(torch.autograd.Function):
         dz, g = gradient(2, dy, _pointwise(y2, weights[2]), y, residual=True)
         dz, dweights[2] = _pointwise_backward(dz, y2, weights[2])
         del y2
-        dz, _ = gradient(1, dz, z2, None)
+        dz = gradient(1, dz, z2, None)[0]
         dz, dweights[1] = _middle_backward(dz, normalised(0, z1), weights[1], ctx.stride, ctx.dilation)
-        dz, _ = gradient(0, dz, z1, None)
+        dz = gradient(0, dz, z1, None)[0]
         dx, dweights[0] = _pointwise_backward(dz, x, weights[0])
         if ctx.own_shortcut:
             return dx.add_(g), None, *dweights, *daffine, *[None] * 10
@@ -154,14 +157,16 @@ class _Bottleneck(torch.autograd.Function):
 
 
 def _statistics(
-    z: Tensor, frozen: Sequence[Tensor | None], eps: float, group: dist.ProcessGroup | None
+    z: Tensor, mean: Tensor | None, invstd: Tensor | None, eps: float, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor | float | None, Tensor]:
     """Mean, 1 / standard deviation, the count they are of (None: frozen), and what the running statistics take in."""
-    if frozen[0] is not None:
-        return frozen[0], frozen[1], None, z.new_empty(0)
-    stats, count = merge_ranks(torch.ops.psp_fast.batch_norm_statistics(z), z.shape[0] * z.shape[2] * z.shape[3], group)
-    biased, unbiased = batch_variance(stats[1], count)
-    return stats[0], (biased + eps).rsqrt_(), count, torch.stack([stats[0], unbiased])
+    if mean is not None and invstd is not None:
+        return mean, invstd, None, z.new_empty(0)
+    values = z.shape[0] * z.shape[2] * z.shape[3]
+    stats, count = merge_ranks(torch.ops.psp_fast.batch_norm_statistics(z), values, group)
+    mean, deviations = stats.unbind()
+    running = torch.stack([mean, unbiased_variance(deviations, count)])
+    return mean, (deviations / count).add_(eps).rsqrt_(), count, running
 
 
 def _apply(z: Tensor, mean: Tensor, invstd: Tensor, weight: Any, bias: Any, residual: Tensor | None) -> Tensor:

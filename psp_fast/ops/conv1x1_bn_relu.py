@@ -15,13 +15,8 @@ from psp_fast.ops.pointwise import convolve_with_statistics
 from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics, sync_batch_norm_relu
 
 _OP = "conv1x1_bn_relu"
-
-
-def _missing_onednn() -> str | None:
-    return None if torch.backends.mkldnn.is_available() else "this PyTorch is built without oneDNN"
-
-
-backend.register(_OP, "cpu", backend.Kernel("oneDNN", (torch.float32,), _missing_onednn))
+_NO_ONEDNN = None if torch.backends.mkldnn.is_available() else "this PyTorch is built without oneDNN"
+backend.register(_OP, "cpu", backend.Kernel("oneDNN", (torch.float32,), lambda: _NO_ONEDNN))
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 backend.register(_OP, "cuda", backend.Kernel("triton", _TRITON_DTYPES, backend.missing_triton))
 
@@ -59,11 +54,14 @@ def conv1x1_bn_relu(
         TypeError, ValueError: an argument is not as above.
         PspFastError: the compiled module is missing or broken.
     """
-    _check(x, weight)
+    vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
+    _check(x, weight, vectors, residual)
     frozen = not training and running_mean is not None and running_var is not None
     if frozen and _folds(x, weight, bn_weight, bn_bias, residual):
+        assert running_mean is not None and running_var is not None  # frozen says so
         folded = _folded(x, weight, bn_weight, bn_bias, running_mean, running_var, eps)
-        return _convolve(x, folded, residual, relu)
+        convolve = _convolve_triton if backend.choose(_OP, x) == "triton" else _convolve_onednn
+        return convolve(x, folded, residual, relu)
     if training and backend.choose(_OP, x) == "triton" and backend.choose("sync_batch_norm_relu", x) != "reference":
         ((z, stats),) = convolve_with_statistics([x], [weight])
         return batch_norm_relu_of_statistics(
@@ -95,24 +93,35 @@ def conv1x1_bn_relu(
     )
 
 
-def _check(x: Tensor, weight: Tensor) -> None:
-    for name, value in (("x", x), ("weight", weight)):
+def _check(x: Tensor, weight: Tensor, vectors: dict[str, Tensor | None], residual: Tensor | None) -> None:
+    for name, value in {"x": x, "weight": weight, **vectors, "residual": residual}.items():
+        if value is None and name not in ("x", "weight"):
+            continue
         if not isinstance(value, Tensor):
             raise TypeError(f"{_OP}: {name} must be a tensor, not {type(value).__name__}")
         if not value.is_floating_point():
             raise TypeError(f"{_OP}: {name} must have a float type, not {value.dtype}")
+        if value.device != x.device:
+            raise ValueError(f"{_OP}: {name} must be on x's device, {x.device}, not on {value.device}")
     if x.dim() != 4:
         raise ValueError(f"{_OP}: x must be (N, C, H, W), not {tuple(x.shape)}")
     if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 1, 1):
         raise ValueError(
             f"{_OP}: weight must be (O, {x.shape[1]}, 1, 1) for x of shape {tuple(x.shape)}, not {tuple(weight.shape)}"
         )
-    if weight.device != x.device:
-        raise ValueError(f"{_OP}: weight must be on x's device, {x.device}, not on {weight.device}")
+    outputs = weight.shape[0]
+    for name, value in vectors.items():
+        if value is not None and value.shape != (outputs,):
+            raise ValueError(
+                f"{_OP}: {name} must have one value for each of the {outputs} outputs, not {tuple(value.shape)}"
+            )
+    shape = (x.shape[0], outputs, *x.shape[2:])
+    if residual is not None and residual.shape != shape:
+        raise ValueError(f"{_OP}: residual must have the result's shape, {shape}, not {tuple(residual.shape)}")
 
 
 class _Folded(NamedTuple):
-    """A convolution's weight with the batch norm in it, in oneDNN's own order, and the bias."""
+    """A convolution's weight with the batch norm in it, as the kernel takes it, and the bias."""
 
     key: tuple
     weight: Tensor
@@ -123,18 +132,16 @@ _folded_weights = WeakTensorKeyDictionary()
 
 
 def _folds(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether oneDNN runs convolution, bias, sum and ReLU at once: no gradient, no autocast, no graph being traced."""
-    if backend.choose(_OP, x) != "oneDNN" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    """Whether one kernel runs convolution, bias, sum and ReLU: no gradient, no autocast, no graph being traced."""
+    if backend.choose(_OP, x) == "reference" or torch.compiler.is_compiling():
+        return False
+    if torch.is_autocast_enabled(x.device.type):
         return False
     tensors = [x, weight, *(t for t in others if t is not None)]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
-    return all(t.dtype == x.dtype for t in tensors) and x.numel() > 0 and not _functional(x)
-
-
-def _functional(x: Tensor) -> bool:
-    """Whether x is a stand-in that torch.func or a tracer passes through the program."""
-    return type(x) is not Tensor and not isinstance(x, torch.nn.Parameter)
+    real = type(x) in (Tensor, torch.nn.Parameter)  # no stand-in that a tracer passes through the program
+    return real and x.numel() > 0 and all(t.dtype == x.dtype for t in tensors)
 
 
 def _folded(
@@ -146,31 +153,41 @@ def _folded(
     running_var: Tensor,
     eps: float,
 ) -> _Folded:
+    implementation = backend.choose(_OP, x)
     sources = [t for t in (weight, bn_weight, bn_bias, running_mean, running_var) if t is not None]
-    key = (eps, x.shape[2:], *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources))
+    key = (implementation, eps, x.shape[2:], *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources))
     known = _folded_weights.get(weight)
     if known is not None and known.key == key and not any(t.is_inference() for t in sources):
         return known
     with torch.no_grad():
-        scale = (running_var + eps).rsqrt()
+        scale = (running_var.float() + eps).rsqrt()
         scale = scale if bn_weight is None else scale * bn_weight
         bias = -running_mean * scale if bn_bias is None else bn_bias - running_mean * scale
-        dense = (weight * scale.view(-1, 1, 1, 1)).contiguous()
-        one = [1, 1]
-        packed = torch.ops.mkldnn._reorder_convolution_weight(dense, [0, 0], one, one, 1, list(x.shape))
+        packed = (weight * scale.view(-1, 1, 1, 1)).to(x.dtype).contiguous()
+        if implementation == "oneDNN":
+            one = [1, 1]
+            packed = torch.ops.mkldnn._reorder_convolution_weight(packed, [0, 0], one, one, 1, list(x.shape))
     folded = _Folded(key, packed, bias.contiguous())
     _folded_weights[weight] = folded
     return folded
 
 
-def _convolve(x: Tensor, folded: _Folded, residual: Tensor | None, relu: bool) -> Tensor:
+def _convolve_triton(x: Tensor, folded: _Folded, residual: Tensor | None, relu: bool) -> Tensor:
+    from psp_fast.kernels import conv1x1_bn_relu as kernels
+
+    return kernels.matmul_bias_relu(x, folded.weight.flatten(1), folded.bias, residual, relu)
+
+
+def _convolve_onednn(x: Tensor, folded: _Folded, residual: Tensor | None, relu: bool) -> Tensor:
     """relu(conv2d(x) + bias + residual) in one pass of oneDNN, through what torch.compile's own backend calls."""
     pad, one = [0, 0], [1, 1]
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     operands = (folded.weight, folded.bias, pad, one, one, 1)
     if residual is None:
-        return torch.ops.mkldnn._convolution_pointwise(x, *operands, "relu" if relu else "none", [], "")
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    residual = residual.contiguous(memory_format=layout)
-    return torch.ops.mkldnn._convolution_pointwise.binary(
-        x, residual, *operands, "add", None, "relu" if relu else None, [], None
-    )
+        y = torch.ops.mkldnn._convolution_pointwise(x, *operands, "relu" if relu else "none", [], "")
+    else:
+        residual = residual.contiguous(memory_format=layout)
+        y = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, residual, *operands, "add", None, "relu" if relu else None, [], None
+        )
+    return y.contiguous(memory_format=layout)

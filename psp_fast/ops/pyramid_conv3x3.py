@@ -141,7 +141,7 @@ def _convolution_backward(
     """The convolution of x alone: the gradient of x, and that of weight written to dweight, each where mask has it."""
     if dweight is None or not uses_winograd(x, weight, 1):
         dx, whole = convolution_backward(dy, x, weight, 1, mask)
-        if dweight is not None:
+        if dweight is not None and whole is not None:
             dweight.copy_(whole)
         return dx
     backward_weight(dy, x, 1, dweight)  # in its place within the gradient of the whole weight: no copy

@@ -44,9 +44,9 @@ def sync_batch_norm_relu(
         residual: x's shape, any float type, added before ReLU, or None.
         relu: whether to apply ReLU.
         process_group: ranks whose batches count as one in training, of any sizes, also 0: every one of them must call
-            the op and its backward. They exchange one message of 2 * C + 1 numbers forward, one of 2 * C backward. None,
-            or one rank: nothing is exchanged. As DistributedDataParallel expects, the gradients of weight and bias are
-            those of this rank's batch.
+            the op and its backward. They exchange one message of 2 * C + 1 numbers forward, one of 2 * C backward.
+            None, or one rank: nothing is exchanged. As DistributedDataParallel expects, the gradients of weight and
+            bias are those of this rank's batch.
 
     Returns:
         Like x: shape, type, and channels_last where x is. Autograd keeps x, this result (with ReLU only), and 2 * C
@@ -136,18 +136,70 @@ def merge_statistics(
     stats (2, C) holds mean and sum of squared deviations of this rank's local_count values a channel. Updates the
     running statistics in place.
     """
-    count: Tensor | float = local_count
-    if _ranks(process_group) > 1:
-        stats, count = _merge_ranks(stats, local_count, process_group)
+    stats, count = merge_ranks(stats, local_count, process_group)
     mean, deviations = stats.unbind()
     if running_mean is not None and running_var is not None and (isinstance(count, Tensor) or count > 0):
-        unbiased = (
-            deviations / (count - 1).clamp(min=1) if isinstance(count, Tensor) else deviations / max(count - 1, 1)
-        )
-        running_mean.lerp_(mean.to(running_mean), momentum)
-        running_var.lerp_(unbiased.to(running_var), momentum)
-    invstd = (deviations / count).add_(eps).rsqrt_()
-    return mean, invstd, count
+        update_running(running_mean, running_var, mean, unbiased_variance(deviations, count), momentum)
+    return mean, (deviations / count).add_(eps).rsqrt_(), count
+
+
+def unbiased_variance(deviations: Tensor, count: Tensor | float) -> Tensor:
+    """The variance that running statistics keep, of `count` values with this sum of squared deviations."""
+    return deviations / ((count - 1).clamp(min=1) if isinstance(count, Tensor) else max(count - 1, 1))
+
+
+@torch.no_grad()
+def update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> None:
+    """Take a batch's mean and unbiased variance into the running statistics, in place."""
+    running_mean.lerp_(mean.to(running_mean), momentum)
+    running_var.lerp_(var.to(running_var), momentum)
+
+
+def merge_ranks(
+    stats: Tensor, local_count: int, process_group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor | float]:
+    """stats (2, C), mean and sum of squared deviations, and the count of all ranks' values, from one message.
+
+    It is in float64, where sums of values and of squares are exact enough: the statistics have 24 bits.
+    """
+    if _ranks(process_group) < 2:
+        return stats, local_count
+    mean, deviations = stats.double().unbind()
+    total = mean * local_count
+    count = total.new_full((1,), local_count)
+    packed = sum_over_ranks(torch.cat([total, deviations + total * mean, count]), process_group)
+    count = packed[-1]
+    total, squares = packed[:-1].view(2, -1)
+    mean = total / count
+    return torch.stack([mean, (squares - total * mean).clamp_(min=0)]).to(stats.dtype), count
+
+
+def batch_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    count: Tensor | float | None,
+    *,
+    relu: bool,
+    residual: bool,
+    process_group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of x, of the residual where asked for, and (2, C): this rank's gradients of bias and weight.
+
+    count is the number of values that mean and invstd are of, None for a frozen layer. y is the layer's output; None
+    has the mask of ReLU computed again from x.
+    """
+    given = (dy, x, y, mean, invstd, weight, bias)
+    if count is not None and _ranks(process_group) < 2:
+        return torch.ops.psp_fast.batch_norm_backward(*given, relu, residual)
+    sums = torch.ops.psp_fast.batch_norm_backward_sums(*given, relu)
+    means = None if count is None else sum_over_ranks(sums, process_group) / count
+    dx, g = torch.ops.psp_fast.batch_norm_backward_input(*given, means, relu, residual)
+    return dx, g, sums
 
 
 def sum_over_ranks(sums: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
@@ -157,21 +209,6 @@ def sum_over_ranks(sums: Tensor, process_group: dist.ProcessGroup | None) -> Ten
     total = sums.clone()
     dist.all_reduce(total, group=process_group)
     return total
-
-
-def _merge_ranks(stats: Tensor, local_count: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """Statistics of all ranks' values and their number (float64), from one message in float64.
-
-    Sums of values and of squares are exact enough there: the statistics they are made of have 24 bits.
-    """
-    mean, deviations = stats.double().unbind()
-    total = mean * local_count
-    count = total.new_full((1,), local_count)
-    packed = sum_over_ranks(torch.cat([total, deviations + total * mean, count]), group)
-    count = packed[-1]
-    total, squares = packed[:-1].view(2, -1)
-    mean = total / count
-    return torch.stack([mean, (squares - total * mean).clamp_(min=0)]).to(stats.dtype), count
 
 
 def _check_count(x: Tensor, group: dist.ProcessGroup | None) -> None:
@@ -253,17 +290,14 @@ class _BatchNormRelu(torch.autograd.Function):
         need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
         masked = ctx.relu and need_residual
         given = (dy, x, y, mean, invstd, weight, None)
-        sums = dx = means = None
-        g = dy
-        if need_x and count is not None and ctx.group is None:
-            dx, g, sums = torch.ops.psp_fast.batch_norm_backward(*given, ctx.relu, masked)
+        dx, g, sums = None, dy, x.new_empty((2, 0))
+        if need_x and (count is not None or need_weight or need_bias):
+            dx, g, sums = batch_norm_backward(*given, count, relu=ctx.relu, residual=masked, process_group=ctx.group)
         else:
-            if need_weight or need_bias or (need_x and count is not None):
+            if need_weight or need_bias:
                 sums = torch.ops.psp_fast.batch_norm_backward_sums(*given, ctx.relu)
-            if need_x and count is not None:
-                means = sum_over_ranks(sums, ctx.group) / count
             if need_x or masked:
-                dx, g = torch.ops.psp_fast.batch_norm_backward_input(*given, means, ctx.relu, masked)
+                dx, g = torch.ops.psp_fast.batch_norm_backward_input(*given, None, ctx.relu, masked)
         return (
             dx if need_x else None,
             sums[1].to(weight.dtype) if need_weight else None,
