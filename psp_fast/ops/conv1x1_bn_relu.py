@@ -11,15 +11,14 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from psp_fast.ops import backend, reference
-from psp_fast.ops.sync_batch_norm_relu import sync_batch_norm_relu
+from psp_fast.ops.pointwise import convolve_with_statistics
+from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics, sync_batch_norm_relu
 
 _OP = "conv1x1_bn_relu"
-
-
 _NO_ONEDNN = None if torch.backends.mkldnn.is_available() else "this PyTorch is built without oneDNN"
-
-
 backend.register(_OP, "cpu", backend.Kernel("oneDNN", (torch.float32,), lambda: _NO_ONEDNN))
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+backend.register(_OP, "cuda", backend.Kernel("triton", _TRITON_DTYPES, backend.missing_triton))
 
 
 def conv1x1_bn_relu(
@@ -61,7 +60,23 @@ def conv1x1_bn_relu(
     if frozen and _folds(x, weight, bn_weight, bn_bias, residual):
         assert running_mean is not None and running_var is not None  # frozen says so
         folded = _folded(x, weight, bn_weight, bn_bias, running_mean, running_var, eps)
-        return _convolve(x, folded, residual, relu)
+        convolve = _convolve_triton if backend.choose(_OP, x) == "triton" else _convolve_onednn
+        return convolve(x, folded, residual, relu)
+    if training and backend.choose(_OP, x) == "triton" and backend.choose("sync_batch_norm_relu", x) != "reference":
+        ((z, stats),) = convolve_with_statistics([x], [weight])
+        return batch_norm_relu_of_statistics(
+            z,
+            stats,
+            bn_weight,
+            bn_bias,
+            running_mean,
+            running_var,
+            momentum=momentum,
+            eps=eps,
+            residual=residual,
+            relu=relu,
+            process_group=process_group,
+        )
     batch_norm = reference.sync_batch_norm_relu if backend.choose(_OP, x) == "reference" else sync_batch_norm_relu
     return batch_norm(
         F.conv2d(x, weight),
@@ -106,7 +121,7 @@ def _check(x: Tensor, weight: Tensor, vectors: dict[str, Tensor | None], residua
 
 
 class _Folded(NamedTuple):
-    """A convolution's weight with the batch norm in it, in oneDNN's own order, and the bias."""
+    """A convolution's weight with the batch norm in it, as the kernel takes it, and the bias."""
 
     key: tuple
     weight: Tensor
@@ -117,8 +132,10 @@ _folded_weights = WeakTensorKeyDictionary()
 
 
 def _folds(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether oneDNN runs convolution, bias, sum and ReLU at once: no gradient, no autocast, no graph being traced."""
-    if backend.choose(_OP, x) != "oneDNN" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    """Whether one kernel runs convolution, bias, sum and ReLU: no gradient, no autocast, no graph being traced."""
+    if backend.choose(_OP, x) == "reference" or torch.compiler.is_compiling():
+        return False
+    if torch.is_autocast_enabled(x.device.type):
         return False
     tensors = [x, weight, *(t for t in others if t is not None)]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -136,24 +153,32 @@ def _folded(
     running_var: Tensor,
     eps: float,
 ) -> _Folded:
+    implementation = backend.choose(_OP, x)
     sources = [t for t in (weight, bn_weight, bn_bias, running_mean, running_var) if t is not None]
-    key = (eps, x.shape[2:], *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources))
+    key = (implementation, eps, x.shape[2:], *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources))
     known = _folded_weights.get(weight)
     if known is not None and known.key == key and not any(t.is_inference() for t in sources):
         return known
     with torch.no_grad():
-        scale = (running_var + eps).rsqrt()
+        scale = (running_var.float() + eps).rsqrt()
         scale = scale if bn_weight is None else scale * bn_weight
         bias = -running_mean * scale if bn_bias is None else bn_bias - running_mean * scale
-        dense = (weight * scale.view(-1, 1, 1, 1)).contiguous()
-        one = [1, 1]
-        packed = torch.ops.mkldnn._reorder_convolution_weight(dense, [0, 0], one, one, 1, list(x.shape))
+        packed = (weight * scale.view(-1, 1, 1, 1)).to(x.dtype).contiguous()
+        if implementation == "oneDNN":
+            one = [1, 1]
+            packed = torch.ops.mkldnn._reorder_convolution_weight(packed, [0, 0], one, one, 1, list(x.shape))
     folded = _Folded(key, packed, bias.contiguous())
     _folded_weights[weight] = folded
     return folded
 
 
-def _convolve(x: Tensor, folded: _Folded, residual: Tensor | None, relu: bool) -> Tensor:
+def _convolve_triton(x: Tensor, folded: _Folded, residual: Tensor | None, relu: bool) -> Tensor:
+    from psp_fast.kernels import conv1x1_bn_relu as kernels
+
+    return kernels.matmul_bias_relu(x, folded.weight.flatten(1), folded.bias, residual, relu)
+
+
+def _convolve_onednn(x: Tensor, folded: _Folded, residual: Tensor | None, relu: bool) -> Tensor:
     """relu(conv2d(x) + bias + residual) in one pass of oneDNN, through what torch.compile's own backend calls."""
     pad, one = [0, 0], [1, 1]
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last

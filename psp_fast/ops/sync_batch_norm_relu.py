@@ -74,14 +74,36 @@ def sync_batch_norm_relu(
         )
     count: Tensor | float | None = None
     if training:
-        if group is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-            raise ValueError(f"{_OP}: training needs more than one value per channel, not x of shape {tuple(x.shape)}")
+        _check_count(x, group)
         mean, invstd, count = batch_statistics(x, running_mean, running_var, momentum, eps, group)
     else:
         assert running_mean is not None and running_var is not None  # _check has seen to it
         kept = _statistics_dtype(x)
         mean, invstd = running_mean.to(kept), (running_var.to(kept) + eps).rsqrt()
     return _BatchNormRelu.apply(x, weight, bias, residual, mean, invstd, count, relu, group)
+
+
+def batch_norm_relu_of_statistics(
+    x: Tensor,
+    stats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    momentum: float,
+    eps: float,
+    residual: Tensor | None,
+    relu: bool,
+    process_group: dist.ProcessGroup | None,
+) -> Tensor:
+    """`sync_batch_norm_relu` in training where `psp_fast::batch_norm_statistics` of x, stats, are known."""
+    _check(x, weight, bias, running_mean, running_var, True, eps, residual)
+    group = process_group if _ranks(process_group) > 1 else None
+    _check_count(x, group)
+    count = x.shape[0] * x.shape[2] * x.shape[3]
+    mean, invstd, total = merge_statistics(stats, count, running_mean, running_var, momentum, eps, group)
+    return _BatchNormRelu.apply(x, weight, bias, residual, mean, invstd, total, relu, group)
 
 
 @torch.no_grad()
@@ -192,6 +214,11 @@ def sum_over_ranks(sums: Tensor, process_group: dist.ProcessGroup | None) -> Ten
     total = sums.clone()
     dist.all_reduce(total, group=process_group)
     return total
+
+
+def _check_count(x: Tensor, group: dist.ProcessGroup | None) -> None:
+    if group is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        raise ValueError(f"{_OP}: training needs more than one value per channel, not x of shape {tuple(x.shape)}")
 
 
 def _ranks(group: dist.ProcessGroup | None) -> int:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import pytest
+import torch
+from torch import Tensor
+
 from psp_fast.kernels import conv1x1_bn_relu as kernels
-from psp_fast.kernels.conv1x1_bn_relu import Config
+from psp_fast.kernels.conv1x1_bn_relu import CONFIGS, Config
+from tests.kernels.ahead_of_time import ARCHITECTURES, SHARED_MEMORY, resources
+from tests.kernels.interpreter import correct_bfloat16
+from tests.ops.checks import LAYOUTS, random, relative_error
 
 FLAGS = {  # with all that a kernel can do, and with as little
     "multiply_with_statistics": (
@@ -18,6 +25,175 @@ FLAGS = {  # with all that a kernel can do, and with as little
     "multiply_over_pixels": ({"PROLOGUE": False, "RELU": False}, {"PROLOGUE": True, "RELU": True}),
 }
 FACTORS = ("parts", "stats", "scale", "shift", "mean", "invstd")
+
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3}  # half precisions: half a step
+
+pytestmark = pytest.mark.usefixtures("poison_empty", "bfloat16")
+
+
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    correct_bfloat16(monkeypatch)
+
+
+class Case:
+    """A map x and what a training step has of its convolution's other operands."""
+
+    def __init__(self, n: int, c: int, o: int, height: int, width: int, dtype: torch.dtype, layout: str) -> None:
+        self.x = random(n, c, height, width, dtype=dtype, layout=layout)
+        self.dz = random(n, o, height, width, dtype=dtype, layout=layout, seed=1)
+        self.residual = random(n, o, height, width, dtype=dtype, seed=2)
+        self.weight = random(o, c, dtype=dtype, seed=3)
+        self.bias = random(o, seed=4)
+        self.scale, self.shift, self.mean, self.invstd = (random(c, seed=seed) for seed in (5, 6, 7, 8))
+        self.tolerance = TOLERANCE[dtype]
+
+    def before(self, relu: bool = True) -> kernels.Normalisation:
+        return kernels.Normalisation(self.x, self.scale, self.shift, self.mean, self.invstd, relu)
+
+    def normalised(self) -> Tensor:
+        """relu(x * scale + shift), in float64 as rounded to x's type."""
+        y = (self.x.float() * along(self.scale) + along(self.shift)).relu()
+        return y.to(self.x.dtype).double()
+
+    def close(self, got: Tensor, want: Tensor) -> bool:
+        return got.shape == want.shape and relative_error(got, want) <= self.tolerance
+
+
+def along(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.einsum("nchw,oc->nohw", x.double(), weight.double())
+
+
+def statistics(z: Tensor) -> Tensor:
+    values = z.double().transpose(0, 1).flatten(1)
+    mean = values.mean(1)
+    return torch.stack([mean, (values - mean[:, None]).square().sum(1)])
+
+
+def check_statistics(case: Case) -> None:
+    (z,), (stats,) = kernels.matmul_statistics([case.x], [case.weight])
+    assert case.close(z, product(case.x, case.weight))
+    assert relative_error(stats, statistics(z)) <= 1e-5
+    (z,), (stats,) = kernels.matmul_statistics([case.x], [case.weight], case.scale, case.shift, relu=True)
+    assert case.close(z, product(case.normalised(), case.weight))
+    assert relative_error(stats, statistics(z)) <= 1e-5
+    assert z.stride() == case.dz.stride() and z.dtype == case.x.dtype
+
+
+def check_bias(case: Case) -> None:
+    y = kernels.matmul_bias_relu(case.x, case.weight, case.bias, case.residual)
+    plain = product(case.x, case.weight) + along(case.bias)
+    assert case.close(y, (plain + case.residual).relu())
+    assert case.close(kernels.matmul_bias_relu(case.x, case.weight, case.bias, relu=False), plain)
+
+
+def check_input_gradient(case: Case) -> None:
+    dx, none = kernels.matmul_input_gradient(case.dz, case.weight)
+    want = product(case.dz, case.weight.t())
+    assert none is None and case.close(dx, want)
+    g, sums = kernels.matmul_input_gradient(case.dz, case.weight, case.before())
+    assert case.close(g, want * (case.x.double() * along(case.scale) + along(case.shift) > 0))
+    normal = (case.x.double() - along(case.mean)) * along(case.invstd)
+    exact = torch.stack([(g * factor).double().sum((0, 2, 3)) for factor in (torch.ones_like(normal), normal)])
+    assert sums is not None and relative_error(sums, exact) <= 1e-5
+    assert torch.equal(kernels.matmul_input_gradient(case.dz, case.weight, case.before(relu=False))[0], dx)
+
+
+def check_weight_gradient(case: Case) -> None:
+    dw = kernels.matmul_weight_gradient(case.dz, case.x)
+    assert case.close(dw, torch.einsum("nohw,nchw->oc", case.dz.double(), case.x.double()))
+    dw = kernels.matmul_weight_gradient(case.dz, case.x, case.scale, case.shift, relu=True)
+    assert case.close(dw, torch.einsum("nohw,nchw->oc", case.dz.double(), case.normalised()))
+
+
+CHECKS = (check_statistics, check_bias, check_input_gradient, check_weight_gradient)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (2, 13, 21, 3, 9), (1, 130, 67, 1, 5), (3, 5, 70, 1, 1)])
+def test_products(sizes: tuple[int, ...], dtype: torch.dtype, layout: str) -> None:
+    for check in CHECKS:
+        check(Case(*sizes, dtype, layout))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", CONFIGS)
+def test_every_config(monkeypatch: pytest.MonkeyPatch, size: int, layout: str) -> None:
+    dtype = torch.float32 if size == 4 else torch.float16
+    for config in CONFIGS[size]:
+        monkeypatch.setitem(CONFIGS, size, (config,) * 2)
+        case = Case(1, config.inner + 1, config.columns + 1, 3, config.rows // 2, dtype, layout)  # over a tile each way
+        for check in CHECKS:
+            check(case)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_many_parts(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    monkeypatch.setattr(kernels, "SPLIT_PIXELS", 1)
+    for check in (check_statistics, check_input_gradient, check_weight_gradient):
+        check(Case(2, 3, 4, 14, 20, torch.float32, layout))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_statistics_of_a_large_mean_are_accurate(layout: str) -> None:
+    x = random(2, 3, 14, 20, layout=layout)
+    x[:, 0] += 3000
+    (z,), (stats,) = kernels.matmul_statistics([x], [torch.eye(3)])
+    assert torch.equal(z, x)
+    exact = statistics(x)
+    assert relative_error(stats[0], exact[0]) <= 1e-6
+    for channel in range(3):
+        assert relative_error(stats[1, channel], exact[1, channel]) <= 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("bins", [(1, 2, 3, 6), (2, 5)])
+def test_a_group_is_as_its_members(bins: tuple[int, ...], layout: str) -> None:
+    xs = [random(3, 20, b, b, layout=layout, seed=b) for b in bins]
+    weights = [random(17, 20, seed=k) for k in range(len(bins))]
+    zs, stats = kernels.matmul_statistics(xs, weights)
+    for x, weight, z, stat in zip(xs, weights, zs, stats, strict=True):
+        assert relative_error(z, product(x, weight)) <= 1e-5
+        assert relative_error(stat, statistics(z)) <= 1e-5
+        assert z.is_contiguous(memory_format=LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_empty_batch(layout: str) -> None:
+    case = Case(0, 5, 7, 3, 4, torch.float32, layout)
+    zs, stats = kernels.matmul_statistics([case.x, case.x], [case.weight, case.weight])
+    assert [z.shape for z in zs] == [(0, 7, 3, 4)] * 2
+    assert not any(stat.any() for stat in stats)
+    assert kernels.matmul_bias_relu(case.x, case.weight, case.bias).shape == (0, 7, 3, 4)
+    dx, sums = kernels.matmul_input_gradient(case.dz, case.weight, case.before())
+    assert dx.shape == case.x.shape and sums is not None and not sums.any()
+    assert not kernels.matmul_weight_gradient(case.dz, case.x).any()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy's, in the interpreter
+def test_nan_and_infinity_pass() -> None:
+    x = random(1, 2, 1, 4)
+    x[0, 0, 0, 0], x[0, 0, 0, 1], x[0, 0, 0, 2] = torch.nan, torch.inf, -torch.inf
+    weight, one = torch.tensor([[1.0, 0.0]]), torch.ones(2)
+    want = torch.tensor([torch.nan, torch.inf, 0.0, x[0, 0, 0, 3].relu()]).view(1, 1, 1, 4)
+    y = kernels.matmul_bias_relu(x, weight, torch.zeros(1))
+    torch.testing.assert_close(y, want, equal_nan=True)
+    (z,), _ = kernels.matmul_statistics([x], [weight], one, torch.zeros(2), relu=True)
+    torch.testing.assert_close(z, want, equal_nan=True)
+
+
+def test_sliced_and_expanded_maps() -> None:
+    whole = random(2, 12, 8, 9, layout="channels_last")
+    weight = random(6, 5)
+    for view in (whole[:, 2:7], whole[:, :5, ::2, 1:], whole[:, :1].expand(2, 5, 8, 9), whole[:, :5].transpose(2, 3)):
+        (z,), _ = kernels.matmul_statistics([view], [weight])
+        assert relative_error(z, product(view, weight)) <= 1e-5
 
 
 def request(kernel: str, dtype: str, arch: int, flags: dict[str, Any], config: Config | None = None) -> dict[str, Any]:
@@ -45,3 +221,35 @@ def request(kernel: str, dtype: str, arch: int, flags: dict[str, Any], config: C
         "num_stages": config.stages if config else 3,
         "aligned": [name for name, kind in signature.items() if kind[0] == "*" or name.rstrip("0123") in divisible],
     }
+
+
+def compiled_kernels(arch: int, dtype: str) -> list[dict[str, Any]]:
+    """A request for every kernel and configuration with all its flags, and for the merging kernels."""
+    requests = [
+        request(kernel, dtype, arch, {**flags, "CHANNELS_LAST": True}, config)
+        for kernel, all_flags in FLAGS.items()
+        for flags in all_flags[-1:]
+        for config in CONFIGS[4 if dtype == "fp32" else 2]
+    ]
+    merge = {"PARTS": kernels.MERGE_PARTS, "COLUMNS": kernels.MERGE_COLUMNS}
+    requests.append(request("merge_statistics", "fp32", arch, {**merge, "GROUPED": True, "ROWS": 128}))
+    requests.append(request("sum_parts", "fp32", arch, merge))
+    return requests
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_compiles_without_spills(arch: int, dtype: str) -> None:
+    requests = compiled_kernels(arch, dtype)
+    for asked, needed in zip(requests, resources(requests), strict=True):
+        assert needed["spills"] == 0, asked
+        assert needed["shared"] <= SHARED_MEMORY[arch], asked
+
+
+def test_other_layouts_and_flags_compile() -> None:
+    requests = [
+        request(kernel, "fp16", 90, {**flags, "CHANNELS_LAST": channels_last}, CONFIGS[2][1])
+        for kernel, all_flags in FLAGS.items()
+        for flags, channels_last in zip(all_flags * 2, (False, True), strict=False)
+    ]
+    assert all(needed["spills"] == 0 for needed in resources(requests))

@@ -1,0 +1,116 @@
+"""1x1 convolutions as matrix products in Triton: with the batch's statistics in training, with all folded in inference.
+
+Internal: `conv1x1_bn_relu` and the pyramid call it. Kept for backward are the convolutions' inputs and weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_DEVICES = ("cpu", "cuda")  # CPU tensors run in Triton's interpreter
+
+
+def convolve_with_statistics(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """conv2d(x, weight) of every map x (N, C, H, W) with its weight (O, C, 1, 1) in one launch, with its statistics.
+
+    Maps and weights differ in H and W alone. Statistics are `psp_fast::batch_norm_statistics` of the results: (2, O),
+    mean and sum of squared deviations. Under autocast all run in autocast's type.
+    """
+    device = xs[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else xs[0].dtype
+    matrices = [weight.flatten(1).to(dtype) for weight in weights]
+    results = _Convolutions.apply(len(xs), *(x.to(dtype) for x in xs), *matrices)
+    return list(zip(results[: len(xs)], results[len(xs) :], strict=True))
+
+
+class _Convolutions(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, count: int, *operands: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*operands)
+        ctx.count = count
+        zs, stats = torch.ops.psp_fast.pointwise_statistics(operands[:count], operands[count:])
+        ctx.mark_non_differentiable(*stats)
+        return *zs, *stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        xs, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        need_x, need_weight = ctx.needs_input_grad[1 : ctx.count + 1], ctx.needs_input_grad[ctx.count + 1 :]
+        dxs = [
+            torch.ops.psp_fast.pointwise_input_gradient(dz, weight) if needed else None
+            for dz, weight, needed in zip(grads, weights, need_x, strict=False)
+        ]
+        dweights = [
+            torch.ops.psp_fast.pointwise_weight_gradient(dz, x) if needed else None
+            for dz, x, needed in zip(grads, xs, need_weight, strict=False)
+        ]
+        return None, *dxs, *dweights
+
+
+torch.library.define("psp_fast::pointwise_statistics", "(Tensor[] xs, Tensor[] weights) -> (Tensor[], Tensor[])")
+torch.library.define("psp_fast::pointwise_input_gradient", "(Tensor dz, Tensor weight) -> Tensor")
+torch.library.define("psp_fast::pointwise_weight_gradient", "(Tensor dz, Tensor x) -> Tensor")
+
+
+def _statistics(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    from psp_fast.kernels import conv1x1_bn_relu as kernels
+
+    zs: list[Tensor] = []
+    stats: list[Tensor] = []
+    for first in range(0, len(xs), kernels.PROBLEMS):
+        some = slice(first, first + kernels.PROBLEMS)
+        more_zs, more_stats = kernels.matmul_statistics(xs[some], weights[some])
+        zs += more_zs
+        stats += more_stats if len(more_stats) == 1 else [stat.clone() for stat in more_stats]  # they share memory
+    return zs, stats
+
+
+@torch.library.register_fake("psp_fast::pointwise_statistics")
+def _empty_statistics(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    channels_last = any(not x.is_contiguous() and x.stride(1) == 1 and x.shape[1] > 1 for x in xs)
+    zs = [_empty_map(x, weight.shape[0], channels_last) for x, weight in zip(xs, weights, strict=True)]
+    return zs, [torch.empty((2, weight.shape[0]), dtype=torch.float32, device=weight.device) for weight in weights]
+
+
+def _input_gradient(dz: Tensor, weight: Tensor) -> Tensor:
+    from psp_fast.kernels import conv1x1_bn_relu as kernels
+
+    return kernels.matmul_input_gradient(dz, weight)[0]
+
+
+@torch.library.register_fake("psp_fast::pointwise_input_gradient")
+def _empty_input_gradient(dz: Tensor, weight: Tensor) -> Tensor:
+    channels_last = not dz.is_contiguous() and dz.stride(1) == 1 and dz.shape[1] > 1
+    return _empty_map(dz, weight.shape[1], channels_last)
+
+
+def _weight_gradient(dz: Tensor, x: Tensor) -> Tensor:
+    from psp_fast.kernels import conv1x1_bn_relu as kernels
+
+    return kernels.matmul_weight_gradient(dz, x)
+
+
+@torch.library.register_fake("psp_fast::pointwise_weight_gradient")
+def _empty_weight_gradient(dz: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty((dz.shape[1], x.shape[1]))
+
+
+def _empty_map(x: Tensor, channels: int, channels_last: bool) -> Tensor:
+    """An uninitialised map like x, with other channels."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    size = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+for _name, _implementation in (
+    ("statistics", _statistics),
+    ("input_gradient", _input_gradient),
+    ("weight_gradient", _weight_gradient),
+):
+    torch.library.impl(f"psp_fast::pointwise_{_name}", _DEVICES, _implementation)
