@@ -1,5 +1,7 @@
 """Class of the largest bilinearly upsampled logit, in Triton."""
 
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import torch
@@ -7,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psp_fast.kernels.interpolation import (
+from psp_fast.kernels.upsample_cells import (
     cell_of_program,
     configuration,
     corner_offsets,

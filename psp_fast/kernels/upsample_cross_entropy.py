@@ -4,6 +4,8 @@ The gradient is in two steps without atomics: every cell sums what its pixels gi
 logit gathers from the four cells around it.
 """
 
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import torch
@@ -11,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psp_fast.kernels.interpolation import (
+from psp_fast.kernels.upsample_cells import (
     blend,
     cell_of_program,
     configuration,

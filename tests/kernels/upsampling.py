@@ -33,7 +33,7 @@ def request(arch: int, module: str, kernel: str, types: dict[str, str], constant
 
 def cell_requests(module: str, kernel: str, types: dict[str, str]) -> list[dict[str, Any]]:
     """A kernel of cells in every configuration, for every architecture."""
-    from psp_fast.kernels.interpolation import CONFIGURATIONS
+    from psp_fast.kernels.upsample_cells import CONFIGURATIONS
 
     requests = []
     for arch in ARCHITECTURES:

@@ -11,8 +11,8 @@ from torch import Tensor
 from tests.ops.checks import random
 
 SIZES = [  # (h, w), (H, W)
-    ((1, 1), (1, 1)),
     ((1, 1), (5, 7)),
+    ((1, 1), (1, 1)),
     ((7, 5), (1, 1)),
     ((1, 9), (17, 3)),
     ((9, 1), (3, 17)),
@@ -24,6 +24,7 @@ SIZES = [  # (h, w), (H, W)
 ]
 
 
+BATCHES = [(2, 5), (1, 67), (1, 1)]  # N and C, by turns
 FEW_SIZES = [  # of few cells: Triton's interpreter takes its time for each
     ((1, 1), (11, 7)),
     ((2, 2), (2, 2)),

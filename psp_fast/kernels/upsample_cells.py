@@ -4,6 +4,8 @@ Cell (i, j) is all pixels that lie between the logits (i, j) and (next(i), next(
 Positions are exact fractions, so that every pixel belongs to one cell however sizes divide.
 """
 
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import triton
