@@ -20,7 +20,13 @@ from torch.autograd.function import once_differentiable
 
 from psp_fast.ops import backend
 from psp_fast.ops.conv3x3 import convolution, convolution_backward
-from psp_fast.ops.sync_batch_norm_relu import batch_norm_backward, merge_ranks, unbiased_variance, update_running
+from psp_fast.ops.sync_batch_norm_relu import (
+    batch_norm_backward,
+    inverse_deviation,
+    merge_ranks,
+    unbiased_variance,
+    update_running,
+)
 
 
 class BatchNorm(NamedTuple):
@@ -166,7 +172,7 @@ def _statistics(
     stats, count = merge_ranks(torch.ops.psp_fast.batch_norm_statistics(z), values, group)
     mean, deviations = stats.unbind()
     running = torch.stack([mean, unbiased_variance(deviations, count)])
-    return mean, (deviations / count).add_(eps).rsqrt_(), count, running
+    return mean, inverse_deviation(deviations, count, eps), count, running
 
 
 def _apply(z: Tensor, mean: Tensor, invstd: Tensor, weight: Any, bias: Any, residual: Tensor | None) -> Tensor:

@@ -140,7 +140,12 @@ def merge_statistics(
     mean, deviations = stats.unbind()
     if running_mean is not None and running_var is not None and (isinstance(count, Tensor) or count > 0):
         update_running(running_mean, running_var, mean, unbiased_variance(deviations, count), momentum)
-    return mean, (deviations / count).add_(eps).rsqrt_(), count
+    return mean, inverse_deviation(deviations, count, eps), count
+
+
+def inverse_deviation(deviations: Tensor, count: Tensor | float, eps: float) -> Tensor:
+    """1 / sqrt(variance + eps) of `count` values with this sum of squared deviations."""
+    return (deviations / (count if isinstance(count, Tensor) else max(count, 1))).add_(eps).rsqrt_()
 
 
 def unbiased_variance(deviations: Tensor, count: Tensor | float) -> Tensor:
@@ -212,7 +217,7 @@ def sum_over_ranks(sums: Tensor, process_group: dist.ProcessGroup | None) -> Ten
 
 
 def _check_count(x: Tensor, group: dist.ProcessGroup | None) -> None:
-    if group is None and x.numel() == x.shape[1]:
+    if group is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"{_OP}: training needs more than one value per channel, not x of shape {tuple(x.shape)}")
 
 

@@ -1,0 +1,321 @@
+"""How much faster the CPU kernels are than PyTorch eager, and how much less memory: measured, checked, printed.
+
+python -m benchmarks.cpu_table [--only TEXT] [--seconds 12] [--out docs/results/cpu_table.json]
+
+Two threads, fp32. Eager is the reference in plain PyTorch with NCHW or channels_last maps, whichever is faster. A row
+whose numbers are wrong reports no speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.memory import measure, measure_in_process
+from benchmarks.timing import compare
+from psp_fast import PSPNet, ops
+from psp_fast.files import write_text
+from psp_fast.info import environment
+from psp_fast.ops import reference
+
+THREADS = 2
+CLASSES = 150
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+BINS = (1, 2, 3, 6)
+
+Call = Callable[[], Any]
+Op = Callable[..., Any]
+
+
+class Row(NamedTuple):
+    """One line of the table; `make` gives what to time, ours first, and checks their numbers."""
+
+    name: str
+    target: float
+    """The ratio to reach; below 2 for "at most" rows."""
+    make: Callable[[], dict[str, Call]]
+    at_most: bool = False
+    """Whether the target is a limit on ours / the other, not a speed-up."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--seconds", type=float, default=12, help="time for each row")
+    parser.add_argument("--out", type=Path, help="also write the results as JSON")
+    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # used by this program for its own processes
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    if options.memory:
+        print(_MEMORY_CASES[options.memory[0]](options.memory[1]))
+        return 0
+    print(f"{'op, shape':<66} {'ours':>9} {'eager':>9}  {'ratio (quartiles)':<22} target")
+    results = [_timed(row, options.seconds) for row in ROWS if options.only in row.name]
+    results += [_weighed(*row) for row in MEMORY_ROWS if options.only in row[0]]
+    if options.out:
+        content = {"environment": environment(), "threads": THREADS, "rows": results}
+        write_text(options.out, json.dumps(content, indent=1) + "\n")
+    return 0 if all(result["met"] for result in results) else 1
+
+
+def _timed(row: Row, seconds: float) -> dict[str, Any]:
+    try:
+        implementations = row.make()
+    except AssertionError as error:
+        print(f"{row.name:<66} wrong numbers, no speed: {error}")
+        return {"name": row.name, "met": False, "error": str(error)}
+    result = compare(implementations, seconds=seconds)
+    ours, other = result.seconds["psp_fast"], result.seconds[result.best]
+    ratio, low, high = result.ratio, result.low, result.high
+    if row.at_most:
+        ratio, low, high = 1 / ratio, 1 / high, 1 / low
+    met = ratio <= row.target if row.at_most else ratio >= row.target
+    wanted = f"{'<=' if row.at_most else '>='} {row.target}"
+    spread = f"{ratio:.2f} ({low:.2f} to {high:.2f})"
+    print(f"{row.name:<66} {_ms(ours)} {_ms(other)}  {spread:<22} {wanted} {'ok' if met else 'MISSED'}", flush=True)
+    return {
+        "name": row.name,
+        "seconds": result.seconds,
+        "compared_with": result.best,
+        "ratio": ratio,
+        "quartiles": [low, high],
+        "target": row.target,
+        "at_most": row.at_most,
+        "met": met,
+    }
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:8.2f}m"
+
+
+def _weighed(name: str, case: str, limit: float) -> dict[str, Any]:
+    """A row about peak memory: ours at most `limit` times eager's, each in a process of its own."""
+    found = {setting: measure_in_process("benchmarks.cpu_table", "--memory", case, setting) for setting in SETTINGS}
+    ratio = found["auto"] / found["reference"]
+    met = ratio <= limit
+    mb = [f"{found[setting] / 1e6:7.1f}MB" for setting in SETTINGS]
+    print(f"{name:<66} {mb[0]} {mb[1]}  {ratio:<22.3f} <= {limit:.3g} {'ok' if met else 'MISSED'}", flush=True)
+    return {"name": name, "bytes": found, "ratio": ratio, "target": limit, "at_most": True, "met": met}
+
+
+SETTINGS = ("auto", "reference")
+
+
+def _op_row(
+    name: str, target: float, op: str, make: Callable[[], list[Any]], backward: bool, ours: str = "channels_last"
+) -> Row:
+    """A row for an op: `make` returns its arguments; 4-dimensional tensors are tried in both layouts."""
+
+    def implementations() -> dict[str, Call]:
+        arguments = make()
+        calls = {"psp_fast": _call(getattr(ops, op), arguments, ours, backward)}
+        for layout in LAYOUTS:
+            calls[f"eager {layout}"] = _call(getattr(reference, op), arguments, layout, backward)
+        _assert_same(calls["psp_fast"](), calls["eager nchw"]())
+        return calls
+
+    return Row(name, target, implementations)
+
+
+def _call(op: Op, arguments: list[Any], layout: str, backward: bool) -> Call:
+    """op(*arguments) in a layout; with the gradients of all float arguments where `backward`."""
+    leaves: list[Tensor] = []
+
+    def prepared(value: Any) -> Any:
+        if isinstance(value, list):
+            return [prepared(v) for v in value]
+        if not isinstance(value, Tensor):
+            return value
+        value = value.detach().clone()
+        if value.dim() == 4:
+            value = value.contiguous(memory_format=LAYOUTS[layout])
+        if backward and value.is_floating_point():
+            leaves.append(value.requires_grad_())
+        return value
+
+    given = [prepared(value) for value in arguments]
+    if not backward:
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return op(*given)
+
+        return forward
+    outputs = _flat(op(*given))
+    dy = [torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y) for y in outputs]
+    dy = [g.contiguous(memory_format=LAYOUTS[layout]) if g.dim() == 4 else g for g in dy]
+
+    def both() -> list[Tensor]:
+        outputs = _flat(op(*given))
+        return [*outputs, *torch.autograd.grad(outputs, leaves, dy)]
+
+    return both
+
+
+def _flat(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def _assert_same(ours: Any, eager: Any) -> None:
+    """fp32 within rounding of fp32; label maps on all but 0.01 % of the pixels."""
+    for a, b in zip(_flat(ours), _flat(eager), strict=True):
+        if a.is_floating_point():
+            error = ((a - b).double().norm() / b.double().norm()).item()
+            assert error <= 2e-5, f"relative difference {error:.1e}"
+        else:
+            wrong = (a != b).double().mean().item()
+            assert wrong <= 1e-4, f"{wrong:.1e} of the labels differ"
+
+
+def _pyramid(n: int, channels: int = 512) -> list[Tensor]:
+    return [torch.randn(n, channels, b, b) for b in BINS]
+
+
+def _pool() -> list[Any]:
+    return [torch.randn(1, 2048, 60, 60), BINS]
+
+
+def _concat() -> list[Any]:
+    return [torch.randn(1, 2048, 60, 60), _pyramid(1)]
+
+
+def _pyramid_conv() -> list[Any]:
+    return [torch.randn(2, 2048, 60, 60), _pyramid(2), torch.randn(512, 4096, 3, 3) / 192]
+
+
+def _logits() -> Tensor:
+    return torch.randn(1, CLASSES, 60, 60)
+
+
+def _labels() -> Tensor:
+    return torch.randint(0, CLASSES, (1, 473, 473))
+
+
+def _batch_norm() -> dict[str, Call]:
+    x, residual = torch.randn(4, 256, 60, 60), torch.randn(4, 256, 60, 60)
+    vectors = [torch.rand(256) + 0.5, torch.randn(256)]
+
+    def layer(module: Any) -> Op:
+        def op(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+            mean, var = torch.zeros(256), torch.ones(256)
+            return module.sync_batch_norm_relu(x, weight, bias, mean, var, training=True, residual=residual)
+
+        return op
+
+    arguments = [x, *vectors, residual]
+    calls = {"psp_fast": _call(layer(ops), arguments, "channels_last", True)}
+    for layout in LAYOUTS:
+        calls[f"eager {layout}"] = _call(layer(reference), arguments, layout, True)
+    _assert_same(calls["psp_fast"](), calls["eager nchw"]())
+    return calls
+
+
+def _network(use_ppm: bool = True) -> PSPNet:
+    torch.manual_seed(0)
+    return PSPNet(50, classes=CLASSES, pretrained=False, use_ppm=use_ppm)
+
+
+def _predict(setting: str, layout: str, use_ppm: bool = True) -> Call:
+    network = _network(use_ppm).eval().to(memory_format=LAYOUTS[layout])
+    image = torch.randn(1, 3, 473, 473, generator=torch.Generator().manual_seed(2))
+    image = image.contiguous(memory_format=LAYOUTS[layout])
+
+    def call() -> Tensor:
+        with ops.use(setting):
+            return network.predict(image)
+
+    return call
+
+
+def _prediction() -> dict[str, Call]:
+    calls = {"psp_fast": _predict("auto", "nchw")}
+    calls |= {f"eager {layout}": _predict("reference", layout) for layout in LAYOUTS}
+    _assert_same(calls["psp_fast"](), calls["eager nchw"]())
+    return calls
+
+
+def _price_of_the_pyramid() -> dict[str, Call]:
+    return {"psp_fast": _predict("auto", "nchw"), "without the pyramid": _predict("auto", "nchw", use_ppm=False)}
+
+
+def _step(setting: str, layout: str) -> Call:
+    network = _network().to(memory_format=LAYOUTS[layout])
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(2, 3, 241, 241, generator=generator).contiguous(memory_format=LAYOUTS[layout])
+    labels = torch.randint(0, CLASSES, (2, 241, 241), generator=generator)
+
+    def call() -> Tensor:
+        with ops.use(setting):
+            optimizer.zero_grad(set_to_none=True)
+            torch.manual_seed(0)
+            _, main, aux = network(images, labels)
+            loss = main + 0.4 * aux
+            loss.backward()
+            optimizer.step()
+        return loss.detach()
+
+    return call
+
+
+def _training() -> dict[str, Call]:
+    calls = {"psp_fast": _step("auto", "nchw")}
+    calls |= {f"eager {layout}": _step("reference", layout) for layout in LAYOUTS}
+    _assert_same(calls["psp_fast"](), calls["eager nchw"]())
+    return calls
+
+
+def _memory_of_loss(setting: str) -> int:
+    logits, labels = _logits().requires_grad_(), _labels()
+    upsample_cross_entropy = (ops if setting == "auto" else reference).upsample_cross_entropy
+    upsample_cross_entropy(logits[:, :, :2, :2], labels[:, :16, :16]).backward()  # what is loaded once
+    return measure(lambda: upsample_cross_entropy(logits, labels).backward())
+
+
+def _memory_of_training(setting: str) -> int:
+    def train() -> None:
+        step = _step(setting, "nchw")  # weights, gradients and momentum count
+        for _ in range(3):
+            step()
+
+    return measure(train)
+
+
+_MEMORY_CASES = {"loss": _memory_of_loss, "training": _memory_of_training}
+_LOSS_SHAPE = f"{CLASSES}x60x60 -> 473x473"
+MEMORY_ROWS = [
+    (f"upsample_cross_entropy forward + backward, {_LOSS_SHAPE}: peak memory", "loss", 1 / 20),
+    ("PSPNet50 training step, 2x3x241x241: peak memory, weights included", "training", 0.6),
+]
+ROWS = [
+    _op_row("pyramid_pool forward, 1x2048x60x60", 4, "pyramid_pool", _pool, False),
+    _op_row("pyramid_pool forward, 1x2048x60x60, ours NCHW", 4, "pyramid_pool", _pool, False, "nchw"),
+    _op_row("pyramid_pool forward + backward, 1x2048x60x60", 3, "pyramid_pool", _pool, True),
+    _op_row("upsample_concat forward, 2048 + 4x512 at 60x60", 4, "upsample_concat", _concat, False),
+    _op_row("pyramid_conv3x3 forward, 2x2048x60x60 -> 512", 1.9, "pyramid_conv3x3", _pyramid_conv, False),
+    _op_row("pyramid_conv3x3 forward + backward, 2x2048x60x60 -> 512", 1.9, "pyramid_conv3x3", _pyramid_conv, True),
+    _op_row(f"upsample_argmax, {_LOSS_SHAPE}", 40, "upsample_argmax", lambda: [_logits(), (473, 473)], False),
+    _op_row(
+        f"upsample_cross_entropy forward + backward, {_LOSS_SHAPE}",
+        20,
+        "upsample_cross_entropy",
+        lambda: [_logits(), _labels()],
+        True,
+    ),
+    Row("sync_batch_norm_relu with residual, forward + backward, 4x256x60x60", 1.5, _batch_norm),
+    Row("PSPNet50 predict, 1x3x473x473 to label map", 1.5, _prediction),
+    Row("PSPNet50 predict over the same without the pyramid", 1.06, _price_of_the_pyramid, at_most=True),
+    Row("PSPNet50 training step, 2x3x241x241, 150 classes", 1.4, _training),
+]
+
+if __name__ == "__main__":
+    sys.exit(main())
