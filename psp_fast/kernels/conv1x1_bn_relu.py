@@ -37,7 +37,7 @@ class Config(NamedTuple):
 
 
 CONFIGS = {  # by bytes an element, largest tiles first
-    2: (Config(128, 128, 64, 8, 3), Config(64, 64, 64, 4, 4), Config(16, 64, 128, 4, 3)),
+    2: (Config(128, 128, 64, 8, 3), Config(64, 64, 64, 4, 4), Config(16, 64, 64, 4, 4)),
     4: (Config(128, 64, 16, 8, 3), Config(64, 64, 32, 8, 3), Config(16, 32, 32, 4, 4)),
 }
 MERGE_PARTS, MERGE_COLUMNS = 32, 64
