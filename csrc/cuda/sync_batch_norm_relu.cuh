@@ -362,12 +362,14 @@ __device__ void add_products(Sums<K::V>& sums, const Affine<K::kChannels>& affin
   sums.add(g, product);
 }
 
-// dx = scale * (g - mean of g - normalised x * mean of g * normalised x).
+// dx = scale * (g - mean of g - normalised x * mean of g * normalised x); scale * g where there are no means.
 template <int N>
 struct InputGradient {
+  bool batch;                 // x had a part in the statistics
   float mean_g[N], slope[N];  // slope is what the mean of g * normalised x weighs for x - mean
 
-  __device__ InputGradient(const float* invstd, const float* means, float share, int64_t channel, int64_t c) {
+  __device__ InputGradient(const float* invstd, const float* means, float share, int64_t channel, int64_t c)
+      : batch(means != nullptr) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       mean_g[i] = means ? means[channel + i] * share : 0.0f;
@@ -380,7 +382,8 @@ struct InputGradient {
 #pragma unroll
     for (int v = 0; v < K::V; ++v) {
       const int i = v % N;
-      dx.element[v] = affine.scale[i] * (g.element[v] - mean_g[i] - (x.element[v] - affine.mean[i]) * slope[i]);
+      const float projected = batch ? mean_g[i] + (x.element[v] - affine.mean[i]) * slope[i] : 0.0f;
+      dx.element[v] = affine.scale[i] * (g.element[v] - projected);
     }
     return from_floats<typename K::T>(dx);
   }

@@ -1,14 +1,17 @@
 // Just enough of CUDA to run the project's .cu files on a CPU: for their values, barriers and index arithmetic, not for
 // their speed. Threads of a block are fibers, which change places only where they wait for each other; blocks of a
 // cooperative launch are threads of the system, those of another run one after another. Threads take turns in an order
-// that changes with every turn, and shared memory starts as garbage, so that a forgotten barrier shows as a wrong value.
-// A barrier that some threads of a block or warp never reach ends the program. What it cannot show: races that need a
-// GPU's weaker order of memory, accesses out of bounds (compile with -fsanitize=address), and limits of resources.
+// that changes with every turn, and shared memory starts as garbage, so that a forgotten barrier shows as a wrong
+// value. A barrier that some threads of a block or warp never reach ends the program. What it cannot show: races that
+// need a GPU's weaker order of memory, accesses out of bounds (compile with -fsanitize=address), and limits of
+// resources.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
@@ -31,14 +34,14 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct uint4 {
+struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
 namespace cuda_on_host {
 
 constexpr int kWarp = 32;
-constexpr size_t kStack = 256 << 10;
+constexpr size_t kStack = 64 << 10;  // bytes a fiber
 
 // The device that kernels find; a test changes it to reach other plans.
 struct Device {
@@ -46,6 +49,11 @@ struct Device {
   int shared_memory = 48 << 10;  // bytes a block
 };
 inline Device device;
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fprintf(stderr, "cuda_on_host: %s\n", what);
+  std::abort();
+}
 
 // All blocks of a cooperative launch meet here.
 class GridBarrier {
@@ -59,7 +67,8 @@ class GridBarrier {
       ++turn_;
       all_arrived_.notify_all();
     } else {
-      all_arrived_.wait(lock, [&] { return turn_ != turn; });
+      const auto done = [&] { return turn_ != turn; };
+      if (!all_arrived_.wait_for(lock, std::chrono::minutes(1), done)) fail("a block never came to the grid's barrier");
     }
   }
 
@@ -76,20 +85,22 @@ enum class Waits { kNo, kForWarp, kForBlock, kForGrid, kEnded };
 class Block {
  public:
   Block(unsigned threads, GridBarrier* grid, std::function<void()> kernel)
-      : kernel_(std::move(kernel)), grid_(grid), fibers_(threads), stacks_(new char[threads * kStack]) {
+      : kernel_(std::move(kernel)), grid_(grid), fibers_(threads) {
+    static thread_local std::vector<char> stacks;  // of the block that this thread of the system runs
+    stacks.resize(threads * kStack);
     for (unsigned i = 0; i < threads; ++i) {
-      getcontext(&fibers_[i].context);
-      fibers_[i].context.uc_stack = {stacks_.get() + i * kStack, 0, kStack};
-      fibers_[i].context.uc_link = &scheduler_;
-      makecontext(&fibers_[i].context, &Block::enter, 0);
+      getcontext(&fibers_[i].start);
+      fibers_[i].start.uc_stack = {};
+      fibers_[i].start.uc_stack.ss_sp = stacks.data() + i * kStack;
+      fibers_[i].start.uc_stack.ss_size = kStack;
+      makecontext(&fibers_[i].start, &Block::enter, 0);
     }
   }
 
   void run();
   void wait(Waits waits) {
     fibers_[current_].waits = waits;
-    swapcontext(&fibers_[current_].context, &scheduler_);
-    select(current_);
+    if (_setjmp(fibers_[current_].here) == 0) _longjmp(scheduler_, 1);
   }
   // The value that lane `from` of this warp has given; lanes beyond the warp give one's own.
   float exchange(float value, int from) {
@@ -103,15 +114,18 @@ class Block {
 
  private:
   struct Fiber {
-    ucontext_t context;
+    ucontext_t start;
+    jmp_buf here;  // where it waits, once it has started: quicker to change than a ucontext_t
+    bool started = false;
     Waits waits = Waits::kNo;
     float given = 0;
   };
 
   static void enter();
-  void select(unsigned thread);
+  void resume(unsigned thread);
   bool all(unsigned begin, unsigned end, Waits waits) const {
-    return std::all_of(fibers_.begin() + begin, fibers_.begin() + end, [&](const Fiber& f) { return f.waits == waits; });
+    return std::all_of(fibers_.begin() + begin, fibers_.begin() + end,
+                       [&](const Fiber& f) { return f.waits == waits; });
   }
   void release(unsigned begin, unsigned end) {
     for (unsigned i = begin; i < end; ++i) fibers_[i].waits = Waits::kNo;
@@ -122,8 +136,7 @@ class Block {
   std::function<void()> kernel_;
   GridBarrier* grid_;
   std::vector<Fiber> fibers_;
-  std::unique_ptr<char[]> stacks_;
-  ucontext_t scheduler_;
+  jmp_buf scheduler_;
   unsigned current_ = 0;
 };
 
@@ -138,11 +151,16 @@ namespace cuda_on_host {
 inline void Block::enter() {
   block->kernel_();
   block->fibers_[block->current_].waits = Waits::kEnded;
+  _longjmp(block->scheduler_, 1);
 }
 
-inline void Block::select(unsigned thread) {
+inline void Block::resume(unsigned thread) {
   current_ = thread;
   threadIdx.x = thread;
+  if (_setjmp(scheduler_) != 0) return;
+  if (fibers_[thread].started) _longjmp(fibers_[thread].here, 1);
+  fibers_[thread].started = true;
+  setcontext(&fibers_[thread].start);
 }
 
 // Lets every thread that waits for nobody run until it does.
@@ -153,8 +171,7 @@ inline bool Block::step(unsigned turn) {
     const unsigned thread = turn % 2 ? threads - 1 - i : (i + turn * 37) % threads;
     if (fibers_[thread].waits != Waits::kNo) continue;
     any = true;
-    select(thread);
-    swapcontext(&scheduler_, &fibers_[thread].context);
+    resume(thread);
   }
   return any;
 }
@@ -178,8 +195,7 @@ inline void Block::run() {
     if (all(0, threads, Waits::kForGrid) && grid_) {
       grid_->wait();
     } else if (!all(0, threads, Waits::kForBlock)) {
-      std::fputs("cuda_on_host: threads wait at different barriers\n", stderr);
-      std::abort();
+      fail("threads of a block wait at different barriers");
     }
     release(0, threads);
   }

@@ -16,7 +16,6 @@ unsigned char* dynamic_shared_memory() { return reinterpret_cast<unsigned char*>
 
 PYBIND11_MODULE(sync_batch_norm_relu_on_host, module) {
   psp_fast::define_sync_batch_norm_relu_cuda(module);
-  module.def("set_device", [](int multiprocessors, int shared_memory) {
-    cuda_on_host::device = {multiprocessors, shared_memory};
-  });
+  module.def("set_device",
+             [](int multiprocessors, int shared_memory) { cuda_on_host::device = {multiprocessors, shared_memory}; });
 }
