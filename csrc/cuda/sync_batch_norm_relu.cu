@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kThreads, kReadersASm)
 #pragma unroll 2
   for (int32_t k = 0; k < walk.count; ++k) {
     const int64_t offset = walk.offset(k);
-    store<K>(y, offset, normalised<K>(affine, to_floats(load<K>(x, offset)), residual, relu, offset));
+    const Floats<K::V> values = to_floats(load<K>(x, offset)), extra = to_floats(load_if<K>(residual, offset));
+    store<K>(y, offset, normalised<K>(affine, values, extra, relu));
   }
 }
 

@@ -303,18 +303,23 @@ struct Affine {
   }
 };
 
-// relu(affine(x) + residual), residual and ReLU where asked for. NaN stays NaN.
+// Those packs of a map that may be null, then zeros.
+template <class K>
+__device__ Pack<typename K::T, K::V> load_if(const typename K::T* map, int64_t offset) {
+  return map ? load<K>(map, offset) : Pack<typename K::T, K::V>{};
+}
+
+// affine(x) + residual, through ReLU where asked for. NaN stays NaN.
 template <class K>
 __device__ Pack<typename K::T, K::V> normalised(const Affine<K::kChannels>& affine, const Floats<K::V>& x,
-                                                const typename K::T* residual, bool relu, int64_t offset) {
-  Floats<K::V> sum{};
-  if (residual) sum = to_floats(load<K>(residual, offset));
+                                                const Floats<K::V>& residual, bool relu) {
+  Floats<K::V> y;
 #pragma unroll
   for (int v = 0; v < K::V; ++v) {
-    const float y = affine(x.element[v], v) + sum.element[v];
-    sum.element[v] = relu && y < 0 ? 0.0f : y;
+    const float sum = affine(x.element[v], v) + residual.element[v];
+    y.element[v] = relu && sum < 0 ? 0.0f : sum;
   }
-  return from_floats<typename K::T>(sum);
+  return from_floats<typename K::T>(y);
 }
 
 // The gradient maps in the kernel's type.

@@ -13,17 +13,34 @@ constexpr int kBlock = 512;  // threads; one block a multiprocessor leaves 128 r
 // Packs of each map that a thread keeps in registers: as many as there are registers for.
 constexpr int kHeldForward = 8;
 constexpr int kHeldBackward = 2;
+constexpr int kAhead = 4;      // packs of the residual that a thread asks for at once
 constexpr int kNarrowest = 4;  // threads along the channels: 64 bytes, two sectors of memory
 
+// A pack as it is kept: four registers, whereas elements of two bytes would take one each.
+using Bits = uint4;
+static_assert(sizeof(Bits) == kPackBytes);
+
+template <class K>
+__device__ Bits bits_of(const Pack<typename K::T, K::V>& pack) {
+  Bits bits;
+  memcpy(&bits, &pack, sizeof bits);
+  return bits;
+}
+
+template <class K>
+__device__ Floats<K::V> to_floats(Bits bits) {
+  Pack<typename K::T, K::V> pack;
+  memcpy(&pack, &bits, sizeof bits);
+  return to_floats(pack);
+}
+
 // A thread's packs of a map: the first `Held` in registers, the others in its own places of shared memory.
-template <class K, int Held>
+template <int Held>
 struct Slab {
-  using Packed = Pack<typename K::T, K::V>;
+  Bits held[Held];
+  Bits* stored;
 
-  Packed held[Held];
-  Packed* stored;
-
-  __device__ Packed& deep(int32_t k) { return stored[(k - Held) * kBlock + threadIdx.x]; }
+  __device__ Bits& deep(int32_t k) { return stored[(k - Held) * kBlock + threadIdx.x]; }
 };
 
 // Calls f(offset, pack...) for each of the walk's packs, with those of all slabs that belong there.
@@ -33,13 +50,33 @@ __device__ __forceinline__ void for_packs(const Walk<K>& walk, F f, S&... slabs)
   for (int32_t k = 0; k < Held; ++k) {
     if (k < walk.count) f(walk.offset(k), slabs.held[k]...);
   }
-#pragma unroll 2
+#pragma unroll 4
   for (int32_t k = Held; k < walk.count; ++k) f(walk.offset(k), slabs.deep(k)...);
 }
 
-__device__ unsigned char* shared_memory() {
-  extern __shared__ uint4 memory[];
-  return reinterpret_cast<unsigned char*>(memory);
+// Likewise for one slab, and with the packs that `map`, if it is not null, has there: kAhead are read at a time.
+template <class K, int Held, class F>
+__device__ __forceinline__ void for_packs_with(const typename K::T* map, const Walk<K>& walk, F f, Slab<Held>& slab) {
+  Bits ahead[kAhead];
+  const auto some = [&](int32_t first, auto&& pack) {
+#pragma unroll
+    for (int32_t i = 0; i < kAhead; ++i) {
+      if (first + i < walk.count) ahead[i] = bits_of<K>(load_if<K>(map, walk.offset(first + i)));
+    }
+#pragma unroll
+    for (int32_t i = 0; i < kAhead; ++i) {
+      if (first + i < walk.count) f(walk.offset(first + i), pack(first + i), ahead[i]);
+    }
+  };
+  static_assert(Held % kAhead == 0);
+#pragma unroll
+  for (int32_t k = 0; k < Held; k += kAhead) some(k, [&](int32_t i) { return slab.held[i]; });
+  for (int32_t k = Held; k < walk.count; k += kAhead) some(k, [&](int32_t i) { return slab.deep(i); });
+}
+
+__device__ Bits* shared_memory() {
+  extern __shared__ Bits memory[];
+  return memory;
 }
 
 // Waits for all blocks that share a tile.
@@ -70,27 +107,26 @@ __global__ void __launch_bounds__(kBlock, 1)
     normalise_on_chip(Map map, BatchNormOnChip plan, BatchNormStatistics statistics, const float* weight,
                       const float* bias, bool relu, const typename K::T* __restrict__ x,
                       const typename K::T* __restrict__ residual, typename K::T* __restrict__ y, float* scratch) {
-  using Packed = Pack<typename K::T, K::V>;
   const BatchNormPartition& part = plan.part;
   const int32_t split = blockIdx.x / plan.group;
-  Slab<K, kHeldForward> slab;
-  slab.stored = reinterpret_cast<Packed*>(shared_memory());
+  Slab<kHeldForward> slab;
+  slab.stored = shared_memory();
   for (int32_t first = 0; first < part.tiles; first += plan.group) {
     const int32_t tile = first + blockIdx.x % plan.group;
     const Walk<K> walk(map, part, tile, split);
-    for_packs<K, kHeldForward>(walk, [&](int64_t offset, Packed& pack) { pack = load<K>(x, offset); }, slab);
+    for_packs<K, kHeldForward>(walk, [&](int64_t offset, Bits& pack) { pack = bits_of<K>(load<K>(x, offset)); }, slab);
     Moments<K::V> moments{};
-    for_packs<K, kHeldForward>(walk, [&](int64_t, Packed& pack) { moments.add(to_floats(pack)); }, slab);
+    for_packs<K, kHeldForward>(walk, [&](int64_t, Bits pack) { moments.add(to_floats<K>(pack)); }, slab);
     write_split<K, kBlock, Moments>(map, part, walk, split, moments, scratch);
     wait_for_splits(part);
     merge_tile<K, Moments<1>>(map, part, tile, split, scratch, FinishStatistics{statistics});
     wait_for_splits(part);
     if (walk.count == 0) continue;
     const Affine<K::kChannels> affine({statistics.mean, statistics.invstd, weight, bias}, walk.channel);
-    for_packs<K, kHeldForward>(
-        walk,
-        [&](int64_t offset, Packed& pack) {
-          store<K>(y, offset, normalised<K>(affine, to_floats(pack), residual, relu, offset));
+    for_packs_with(
+        residual, walk,
+        [&](int64_t offset, Bits pack, Bits extra) {
+          store<K>(y, offset, normalised<K>(affine, to_floats<K>(pack), to_floats<K>(extra), relu));
         },
         slab);
   }
@@ -101,11 +137,10 @@ __global__ void __launch_bounds__(kBlock, 1)
     differentiate_on_chip(Map map, BatchNormOnChip plan, BatchNormChannels channels, Gradient<typename K::T> maps,
                           float share, float* sums, typename K::T* __restrict__ dx, typename K::T* __restrict__ g,
                           float* scratch) {
-  using Packed = Pack<typename K::T, K::V>;
   const BatchNormPartition& part = plan.part;
   const int32_t split = blockIdx.x / plan.group;
-  Slab<K, kHeldBackward> passed, input;
-  passed.stored = reinterpret_cast<Packed*>(shared_memory());
+  Slab<kHeldBackward> passed, input;
+  passed.stored = shared_memory();
   input.stored = passed.stored + plan.depth * kBlock;
   for (int32_t first = 0; first < part.tiles; first += plan.group) {
     const int32_t tile = first + blockIdx.x % plan.group;
@@ -115,12 +150,13 @@ __global__ void __launch_bounds__(kBlock, 1)
       const Affine<K::kChannels> affine(channels, walk.channel);
       for_packs<K, kHeldBackward>(
           walk,
-          [&](int64_t offset, Packed& gradient, Packed& pack) {
-            pack = load<K>(maps.x, offset);
-            const Floats<K::V> values = to_floats(pack);
-            gradient = masked<K>(maps, affine, values, offset);
-            if (g) store<K>(g, offset, gradient);
+          [&](int64_t offset, Bits& g_pack, Bits& x_pack) {
+            x_pack = bits_of<K>(load<K>(maps.x, offset));
+            const Floats<K::V> values = to_floats<K>(x_pack);
+            const auto gradient = masked<K>(maps, affine, values, offset);
             add_products<K>(products, affine, to_floats(gradient), values);
+            if (g) store<K>(g, offset, gradient);
+            g_pack = bits_of<K>(gradient);
           },
           passed, input);
     }
@@ -133,8 +169,8 @@ __global__ void __launch_bounds__(kBlock, 1)
     const InputGradient<K::kChannels> gradient(channels.invstd, sums, share, walk.channel, map.c);
     for_packs<K, kHeldBackward>(
         walk,
-        [&](int64_t offset, Packed& g_pack, Packed& pack) {
-          store<K>(dx, offset, gradient.template of<K>(affine, to_floats(g_pack), to_floats(pack)));
+        [&](int64_t offset, Bits g_pack, Bits x_pack) {
+          store<K>(dx, offset, gradient.template of<K>(affine, to_floats<K>(g_pack), to_floats<K>(x_pack)));
         },
         passed, input);
   }
