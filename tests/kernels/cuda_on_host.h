@@ -41,7 +41,8 @@ struct alignas(16) uint4 {
 namespace cuda_on_host {
 
 constexpr int kWarp = 32;
-constexpr size_t kStack = 64 << 10;  // bytes a fiber
+constexpr size_t kStack = 64 << 10;          // bytes a fiber
+constexpr size_t kSharedMemory = 256 << 10;  // bytes a block, more than any device has
 
 // The device that kernels find; a test changes it to reach other plans.
 struct Device {
@@ -285,7 +286,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(
   return *blocks = 1, cudaSuccess;
 }
 
-// The block's dynamic shared memory, defined by the program beside the kernels.
+// The block's dynamic shared memory, of kSharedMemory bytes: the program defines it beside the kernels.
 unsigned char* dynamic_shared_memory();
 
 namespace cuda_on_host {
@@ -295,10 +296,15 @@ inline void run_block(const cudaLaunchConfig_t& config, unsigned index, GridBarr
   blockIdx = dim3(index);
   blockDim = config.blockDim;
   gridDim = config.gridDim;
-  std::memset(dynamic_shared_memory(), 0xff, device.shared_memory);  // NaN
+  unsigned char* const shared = dynamic_shared_memory();
+  std::fill(shared, shared + kSharedMemory, 0xff);  // NaN
   Block here(config.blockDim.x, grid, kernel);
   block = &here;
   here.run();
+  const auto is_garbage = [](unsigned char byte) { return byte == 0xff; };
+  if (!std::all_of(shared + config.dynamicSmemBytes, shared + kSharedMemory, is_garbage)) {
+    fail("a block wrote beyond its shared memory");
+  }
 }
 
 }  // namespace cuda_on_host

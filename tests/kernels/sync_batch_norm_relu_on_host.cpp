@@ -8,7 +8,7 @@
 
 namespace psp_fast {
 namespace {
-thread_local uint4 memory[(256 << 10) / sizeof(uint4)];  // behind the kernels' `extern __shared__`
+thread_local uint4 memory[cuda_on_host::kSharedMemory / sizeof(uint4)];  // behind the kernels' `extern __shared__`
 }
 }  // namespace psp_fast
 
