@@ -28,4 +28,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("set_cpu_capability", &set_capability, "name"_a, "Use one of cpu_capabilities() from now on.");
   define_pyramid_pool(module);
   define_sync_batch_norm_relu_cuda(module);
+  define_sync_batch_norm_relu(module);
 }

@@ -6,11 +6,11 @@ from psp_fast.ops.pyramid_pool import pyramid_pool
 from psp_fast.ops.reference import (
     conv1x1_bn_relu,
     pyramid_conv3x3,
-    sync_batch_norm_relu,
     upsample_argmax,
     upsample_concat,
     upsample_cross_entropy,
 )
+from psp_fast.ops.sync_batch_norm_relu import sync_batch_norm_relu
 
 __all__ = [
     "conv1x1_bn_relu",

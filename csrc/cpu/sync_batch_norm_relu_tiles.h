@@ -1,0 +1,115 @@
+// How batch norm's maps are cut, and sums over the pieces; internal linkage, as in scalar.h.
+#pragma once
+
+#include "cpu/parallel.h"
+#include "cpu/scalar.h"
+#include "cpu/sync_batch_norm_relu.h"
+
+namespace psp_fast {
+namespace {
+
+// A parameter that all lanes share, where a pointer is a parameter for each lane.
+template <class A>
+struct Same {
+  A value;
+  A operator[](int64_t) const { return value; }
+};
+template <class A>
+Same(A) -> Same<A>;
+
+// `count` lanes of values that lie side by side, `rows` times, `stride` apart.
+struct Tile {
+  int64_t rows, lanes, stride;
+};
+
+// A stretch of a channel's plane is summed as rows of kLanes: many sums at once are fast, and exact.
+constexpr int64_t kLanes = 64;
+constexpr int64_t kStretch = 64 * kLanes;  // of one plane: fits the L1 cache
+
+// Calls f(tile, first element) for the one or two tiles that make up a stretch.
+template <class F>
+[[gnu::always_inline]] inline void for_tiles(int64_t length, F f) {
+  const int64_t rows = length / kLanes, rest = length % kLanes;
+  if (rows > 0) f(Tile{rows, kLanes, kLanes}, int64_t{0});
+  if (rest > 0) f(Tile{1, rest, kLanes}, rows * kLanes);
+}
+
+template <class A>
+void clear(A* sum, int64_t lanes) {
+  for (int64_t k = 0; k < lanes; ++k) sum[k] = 0;
+}
+
+// The sum of kLanes values, always in the same order; clears them.
+template <class A>
+double collect(A* sum) {
+  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (int64_t k = 0; k < width; ++k) sum[k] += sum[k + width];
+  }
+  const double total = sum[0];
+  clear(sum, kLanes);
+  return total;
+}
+
+// How the rows of a channels-last map (one a pixel) are cut: into blocks that stay in the cache, and those into
+// sections, the pieces of parallel work. Both depend on the shape alone, so that sums do not depend on the threads.
+struct RowBlocks {
+  int64_t rows, block, blocks, sections;
+
+  explicit RowBlocks(const BatchNormArgs& args) : rows(args.n * args.pixels) {
+    constexpr int64_t kElements = 1 << 14, kSections = 64;
+    block = kElements / (args.c < 1 ? 1 : args.c);
+    if (block < 8) block = 8;
+    blocks = (rows + block - 1) / block;
+    sections = blocks < kSections ? blocks : kSections;
+  }
+
+  int64_t first_block(int64_t section) const { return blocks * section / sections; }
+  int64_t first_row(int64_t b) const { return b < blocks ? b * block : rows; }
+  int64_t rows_of(int64_t section) const {
+    return first_row(first_block(section + 1)) - first_row(first_block(section));
+  }
+};
+
+// What each channel is normalised by: (x - mean) * scale + shift.
+template <class A>
+struct Scales {
+  const A* mean;
+  Scratch<A> memory;
+  A *scale, *shift;
+
+  explicit Scales(const BatchNormArgs& args)
+      : mean(static_cast<const A*>(args.mean)), memory(1, 2 * args.c), scale(memory.of(0)), shift(scale + args.c) {
+    const A *invstd = static_cast<const A*>(args.invstd), *weight = static_cast<const A*>(args.weight);
+    const A* bias = static_cast<const A*>(args.bias);
+    for (int64_t c = 0; c < args.c; ++c) {
+      scale[c] = weight == nullptr ? invstd[c] : weight[c] * invstd[c];
+      shift[c] = bias == nullptr ? A(0) : bias[c];
+    }
+  }
+};
+
+// Calls f(first element, number of elements, channel) for every plane, or every pixel of a channels-last map;
+// channel(vector of C) is the parameter of each element. The other way round than sums read the map: what those read
+// last is still in the cache.
+template <class F>
+void for_runs(const BatchNormArgs& args, F f) {
+  if (!args.channels_last) {
+    const int64_t planes = args.n * args.c;
+#pragma omp parallel for num_threads(args.threads) schedule(dynamic)
+    for (int64_t plane = planes - 1; plane >= 0; --plane) {
+      const int64_t c = plane / args.n, n = plane % args.n;
+      f((n * args.c + c) * args.pixels, args.pixels, [c](const auto* vector) { return Same{vector[c]}; });
+    }
+    return;
+  }
+  const RowBlocks cut(args);
+#pragma omp parallel for num_threads(args.threads) schedule(dynamic)
+  for (int64_t b = cut.blocks - 1; b >= 0; --b) {
+    for (int64_t row = cut.first_row(b); row < cut.first_row(b + 1); ++row) {
+      f(row * args.c, args.c, [](const auto* vector) { return vector; });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace psp_fast

@@ -1,0 +1,424 @@
+"""Batch norm, residual sum and ReLU in one op, statistics over the batches of all processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from psp_fast.ops import backend, reference
+
+_OP = "sync_batch_norm_relu"
+_DEVICES = ("cpu", "cuda")
+_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+backend.register(_OP, "cpu", backend.Kernel("csrc/cpu", _CPU_DTYPES, backend.missing_native))
+
+
+def sync_batch_norm_relu(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    relu: bool = True,
+    process_group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """relu(batch_norm(x) + residual) for x (N, C, H, W).
+
+    Args:
+        x: (N, C, H, W), float, any strides. Statistics are kept in at least 32 bits, also under autocast.
+        weight, bias: (C,), or None for ones and zeros.
+        running_mean, running_var: (C,). Normalise x where `training` is false; where it is true they are updated in
+            place (variance unbiased; an empty batch leaves them), or both None.
+        training: normalise x by the statistics of the batch.
+        momentum: the weight of the new batch in the running statistics.
+        eps: added to the variance, above 0.
+        residual: x's shape, any float type, added before ReLU, or None.
+        relu: whether to apply ReLU.
+        process_group: ranks whose batches count as one in training, of any sizes, also 0: every one of them must call
+            the op and its backward. They exchange one message of 2 * C + 1 numbers forward, one of 2 * C backward. None,
+            or one rank: nothing is exchanged. As DistributedDataParallel expects, the gradients of weight and bias are
+            those of this rank's batch.
+
+    Returns:
+        Like x: shape, type, and channels_last where x is. Autograd keeps x, this result (with ReLU only), and 2 * C
+        statistics.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above, or training on a single value per channel.
+        PspFastError: the compiled module is missing or broken.
+    """
+    _check(x, weight, bias, running_mean, running_var, training, eps, residual)
+    group = process_group if training and _ranks(process_group) > 1 else None
+    if backend.choose(_OP, x) == "reference":
+        return reference.sync_batch_norm_relu(
+            x,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            residual=residual,
+            relu=relu,
+            process_group=group,
+        )
+    count: Tensor | float | None = None
+    if training:
+        if group is None and x.numel() == x.shape[1]:
+            raise ValueError(f"{_OP}: training needs more than one value per channel, not x of shape {tuple(x.shape)}")
+        mean, invstd, count = batch_statistics(x, running_mean, running_var, momentum, eps, group)
+    else:
+        assert running_mean is not None and running_var is not None  # _check has seen to it
+        kept = _statistics_dtype(x)
+        mean, invstd = running_mean.to(kept), (running_var.to(kept) + eps).rsqrt()
+    return _BatchNormRelu.apply(x, weight, bias, residual, mean, invstd, count, relu, group)
+
+
+@torch.no_grad()
+def batch_statistics(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    process_group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """`merge_statistics` of x (N, C, H, W)."""
+    stats = torch.ops.psp_fast.batch_norm_statistics(x)
+    count = x.shape[0] * x.shape[2] * x.shape[3]
+    return merge_statistics(stats, count, running_mean, running_var, momentum, eps, process_group)
+
+
+@torch.no_grad()
+def merge_statistics(
+    stats: Tensor,
+    local_count: int,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    process_group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Mean and 1 / sqrt(variance + eps) of the batches of all ranks, and their number of values per channel.
+
+    stats (2, C) holds mean and sum of squared deviations of this rank's local_count values a channel. Updates the
+    running statistics in place.
+    """
+    count: Tensor | float = local_count
+    if _ranks(process_group) > 1:
+        stats, count = _merge_ranks(stats, local_count, process_group)
+    mean, deviations = stats.unbind()
+    if running_mean is not None and running_var is not None and (isinstance(count, Tensor) or count > 0):
+        unbiased = (
+            deviations / (count - 1).clamp(min=1) if isinstance(count, Tensor) else deviations / max(count - 1, 1)
+        )
+        running_mean.lerp_(mean.to(running_mean), momentum)
+        running_var.lerp_(unbiased.to(running_var), momentum)
+    invstd = (deviations / count).add_(eps).rsqrt_()
+    return mean, invstd, count
+
+
+def sum_over_ranks(sums: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
+    """The sum of all ranks' sums; `sums` itself where there is one rank."""
+    if _ranks(process_group) < 2:
+        return sums
+    total = sums.clone()
+    dist.all_reduce(total, group=process_group)
+    return total
+
+
+def _merge_ranks(stats: Tensor, local_count: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Statistics of all ranks' values and their number (float64), from one message in float64.
+
+    Sums of values and of squares are exact enough there: the statistics they are made of have 24 bits.
+    """
+    mean, deviations = stats.double().unbind()
+    total = mean * local_count
+    count = total.new_full((1,), local_count)
+    packed = sum_over_ranks(torch.cat([total, deviations + total * mean, count]), group)
+    count = packed[-1]
+    total, squares = packed[:-1].view(2, -1)
+    mean = total / count
+    return torch.stack([mean, (squares - total * mean).clamp_(min=0)]).to(stats.dtype), count
+
+
+def _ranks(group: dist.ProcessGroup | None) -> int:
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    eps: float,
+    residual: Tensor | None,
+) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{_OP}: x must be a tensor, not {type(x).__name__}")
+    if x.dim() != 4:
+        raise ValueError(f"{_OP}: x must be (N, C, H, W), not {tuple(x.shape)}")
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, value in {"x": x, **vectors, "residual": residual}.items():
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{_OP}: {name} must be a tensor, not {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"{_OP}: {name} must have a float type, not {value.dtype}")
+        if value.device != x.device:
+            raise ValueError(f"{_OP}: {name} must be on x's device, {x.device}, not on {value.device}")
+        if name in vectors and value.shape != x.shape[1:2]:
+            raise ValueError(
+                f"{_OP}: {name} must have one value for each of x's {x.shape[1]} channels, not {tuple(value.shape)}"
+            )
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"{_OP}: residual must have x's shape, {tuple(x.shape)}, not {tuple(residual.shape)}")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(f"{_OP}: give both running_mean and running_var, or neither")
+    if not training and running_mean is None:
+        raise ValueError(f"{_OP}: running_mean and running_var are needed where training is false")
+    if not eps > 0:
+        raise ValueError(f"{_OP}: eps must be above 0, not {eps}")
+
+
+class _BatchNormRelu(torch.autograd.Function):
+    """Normalises by given statistics; `count` is the number of values they are of, None for a frozen layer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor,
+        invstd: Tensor,
+        count: Tensor | float | None,
+        relu: bool,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        y = torch.ops.psp_fast.batch_norm_apply(x, mean, invstd, weight, bias, residual, relu)
+        total = count if isinstance(count, Tensor) else None
+        ctx.save_for_backward(x, y if relu else None, mean, invstd, weight, total)
+        ctx.count, ctx.relu, ctx.group = None if total is not None else count, relu, group
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.residual_dtype = None if residual is None else residual.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, mean, invstd, weight, total = ctx.saved_tensors
+        count = ctx.count if total is None else total
+        need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
+        masked = ctx.relu and need_residual
+        given = (dy, x, y, mean, invstd, weight, None)
+        sums = dx = means = None
+        g = dy
+        if need_x and count is not None and ctx.group is None:
+            dx, g, sums = torch.ops.psp_fast.batch_norm_backward(*given, ctx.relu, masked)
+        else:
+            if need_weight or need_bias or (need_x and count is not None):
+                sums = torch.ops.psp_fast.batch_norm_backward_sums(*given, ctx.relu)
+            if need_x and count is not None:
+                means = sum_over_ranks(sums, ctx.group) / count
+            if need_x or masked:
+                dx, g = torch.ops.psp_fast.batch_norm_backward_input(*given, means, ctx.relu, masked)
+        return (
+            dx if need_x else None,
+            sums[1].to(weight.dtype) if need_weight else None,
+            sums[0].to(ctx.bias_dtype) if need_bias else None,
+            (g if masked else dy).to(ctx.residual_dtype) if need_residual else None,
+            *[None] * 5,
+        )
+
+
+_PARAMETERS = "Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias"
+torch.library.define("psp_fast::batch_norm_statistics", "(Tensor x) -> Tensor")
+torch.library.define("psp_fast::batch_norm_apply", f"(Tensor x, {_PARAMETERS}, Tensor? residual, bool relu) -> Tensor")
+torch.library.define(
+    "psp_fast::batch_norm_backward_sums", f"(Tensor dy, Tensor x, Tensor? y, {_PARAMETERS}, bool relu) -> Tensor"
+)
+torch.library.define(
+    "psp_fast::batch_norm_backward_input",
+    f"(Tensor dy, Tensor x, Tensor? y, {_PARAMETERS}, Tensor? means, bool relu, bool residual) -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "psp_fast::batch_norm_backward",
+    f"(Tensor dy, Tensor x, Tensor? y, {_PARAMETERS}, bool relu, bool residual) -> (Tensor, Tensor, Tensor)",
+)
+
+
+def _statistics(x: Tensor) -> Tensor:
+    stats = _empty_statistics(x)
+    _run("statistics", x, False, stats=stats)
+    return stats
+
+
+@torch.library.register_fake("psp_fast::batch_norm_statistics")
+def _empty_statistics(x: Tensor) -> Tensor:
+    return torch.empty((2, x.shape[1]), dtype=_statistics_dtype(x), device=x.device)
+
+
+def _apply(
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    y = _empty_output(x, mean, invstd, weight, bias, residual, relu)
+    _run("apply", x, relu, y=y, residual=residual, mean=mean, invstd=invstd, weight=weight, bias=bias)
+    return y
+
+
+@torch.library.register_fake("psp_fast::batch_norm_apply")
+def _empty_output(x: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=_format(x))
+
+
+def _backward_sums(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    sums = _empty_statistics(x)
+    _run("backward_sums", x, relu, dy=dy, y=y, mean=mean, invstd=invstd, weight=weight, bias=bias, sums=sums)
+    return sums
+
+
+@torch.library.register_fake("psp_fast::batch_norm_backward_sums")
+def _empty_sums(dy: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    return _empty_statistics(x)
+
+
+def _backward_input(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    means: Tensor | None,
+    relu: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    dx, g = _empty_gradients(x, residual)
+    vectors = {"mean": mean, "invstd": invstd, "weight": weight, "bias": bias, "means": means}
+    _run("backward_input", x, relu, dy=dy, y=y, dx=dx, g=g if residual else None, **vectors)
+    return dx, g
+
+
+@torch.library.register_fake("psp_fast::batch_norm_backward_input")
+def _empty_input(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    means: Tensor | None,
+    relu: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    return _empty_gradients(x, residual)
+
+
+def _empty_gradients(x: Tensor, residual: bool) -> tuple[Tensor, Tensor]:
+    dx = torch.empty_like(x, memory_format=_format(x))
+    return dx, torch.empty_like(dx) if residual else dx.new_empty(0)
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, g = _empty_gradients(x, residual)
+    sums = _empty_statistics(x)
+    vectors = {"mean": mean, "invstd": invstd, "weight": weight, "bias": bias, "sums": sums}
+    _run("backward", x, relu, dy=dy, y=y, dx=dx, g=g if residual else None, **vectors)
+    return dx, g, sums
+
+
+@torch.library.register_fake("psp_fast::batch_norm_backward")
+def _empty_backward(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return *_empty_gradients(x, residual), _empty_statistics(x)
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """The memory format of what is computed from x; a slice of a channels_last map counts as channels_last."""
+    channels_last = not x.is_contiguous() and x.stride(1) == 1 and x.shape[1] > 1
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _run(kernel: str, x: Tensor, relu: bool, **arrays: Tensor | None) -> None:
+    """Run one kernel on x and the arrays it takes, whose names are those of BatchNormArgs."""
+    layout, kept = _format(x), _statistics_dtype(x)
+    given = {"x": x, **{name: array for name, array in arrays.items() if array is not None}}
+    for name, array in given.items():
+        if array.dim() == 4:
+            given[name] = array.to(x.dtype).contiguous(memory_format=layout)
+        else:
+            given[name] = array.to(kept).contiguous()
+    n, c, height, width = x.shape
+    getattr(backend.native(), f"batch_norm_{kernel}_cpu")(
+        str(x.dtype).removeprefix("torch."),
+        layout is torch.channels_last,
+        relu,
+        (n, c, height * width),
+        torch.get_num_threads(),
+        **{name: array.data_ptr() for name, array in given.items()},
+    )
+
+
+for _name, _implementation in (
+    ("statistics", _statistics),
+    ("apply", _apply),
+    ("backward_sums", _backward_sums),
+    ("backward_input", _backward_input),
+    ("backward", _backward),
+):
+    torch.library.impl(f"psp_fast::batch_norm_{_name}", _DEVICES, _implementation)
