@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from psp_fast.kernels import sync_batch_norm_relu_cuda as kernels
-from psp_fast.ops import backend, reference
+from psp_fast.ops import backend, reference, sync_batch_norm_relu
 from tests.ops.checks import LAYOUTS, TOLERANCE, random, relative_error
 
 NAME = "sync_batch_norm_relu_on_host"
@@ -26,7 +26,8 @@ HEADERS = ("cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h", "cooperative_groups.h
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EPS, MOMENTUM = 1e-3, 0.3
 # Sizes that packs of 16 bytes divide, and others: a row, one place, more channels than a tile, several groups.
-SHAPES = ((2, 24, 5, 8), (3, 5, 13, 17), (1, 1, 1, 1), (7, 3, 1, 1), (1, 8, 1, 40), (5, 264, 2, 4), (2, 7, 40, 36))
+SHAPES = ((2, 24, 5, 8), (3, 5, 13, 17), (1, 1, 1, 1), (7, 3, 1, 1), (1, 8, 1, 40), (5, 140, 2, 4), (2, 7, 40, 36))
+OPS = torch.ops.psp_fast
 COMPILER = next((path for path in map(shutil.which, ("g++", "c++")) if path), None)
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -52,8 +53,9 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def on_host(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Launch on the emulated device: 3 multiprocessors, 48 KB of shared memory."""
+    """Run the op on the emulated device: 3 multiprocessors, 48 KB of shared memory."""
     monkeypatch.setattr(backend, "native", lambda: module)
+    monkeypatch.setattr(backend, "choose", lambda op, x: "csrc/cuda")
     monkeypatch.setattr(kernels, "_stream", lambda x: 0)
     yield
     use_device(module)
@@ -65,7 +67,7 @@ def use_device(module: ModuleType, multiprocessors: int = 3, shared_memory: int 
 
 
 class Case:
-    """One call's arguments, and what reference and autograd make of them in float64 and in the map's own type."""
+    """One call's arguments, and what the reference makes of them in float64 and in the map's own type."""
 
     def __init__(
         self, x: Tensor, *, affine: bool = True, residual: bool = True, relu: bool = True, training: bool = True
@@ -76,30 +78,23 @@ class Case:
         self.residual = torch.empty_like(x).copy_(random(*x.shape, seed=3)) if residual else None
         self.dy = torch.empty_like(x).copy_(random(*x.shape, seed=4) - 0.5)
         self.running = (random(c, seed=5), random(c, seed=6).abs() + 0.1)
-        self.exact = self._run(torch.float64)
-        self.plain = self.exact if x.dtype == torch.float32 else self._run(x.dtype)
+        self.exact = self.run(reference.sync_batch_norm_relu, torch.float64)
+        self.plain = self.exact if x.dtype == torch.float32 else self.run(reference.sync_batch_norm_relu, x.dtype)
 
-    def _run(self, dtype: torch.dtype) -> dict[str, Tensor]:
+    def run(self, op: Callable[..., Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """y, gradients and running statistics of op on maps of this type."""
+        kept = torch.float64 if dtype == torch.float64 else torch.float32
         leaf = {
-            name: None if t is None else t.detach().to(dtype if t.dim() == 4 else max_type(dtype)).requires_grad_()
+            name: t if t is None else t.detach().to(dtype if t.dim() == 4 else kept).requires_grad_()
             for name, t in (("x", self.x), ("residual", self.residual), ("weight", self.weight), ("bias", self.bias))
         }
-        running = [t.to(max_type(dtype), copy=True) for t in self.running]
-        y = reference.sync_batch_norm_relu(
-            leaf["x"],
-            leaf["weight"],
-            leaf["bias"],
-            *running,
-            training=self.training,
-            momentum=MOMENTUM,
-            eps=EPS,
-            residual=leaf["residual"],
-            relu=self.relu,
-        )
+        mean, var = (t.to(kept, copy=True) for t in self.running)
+        options = {"training": self.training, "momentum": MOMENTUM, "eps": EPS, "relu": self.relu}
+        y = op(leaf["x"], leaf["weight"], leaf["bias"], mean, var, residual=leaf["residual"], **options)
         inputs = {name: t for name, t in leaf.items() if t is not None}
         grads = torch.autograd.grad(y, list(inputs.values()), self.dy.to(dtype))
         results = {f"d{name}": grad for name, grad in zip(inputs, grads, strict=True)}
-        return {"y": y.detach(), "running_mean": running[0], "running_var": running[1], **results}
+        return {"y": y.detach(), "running_mean": mean, "running_var": var, **results}
 
     def check(self, **got: Tensor) -> None:
         for name, value in got.items():
@@ -113,57 +108,39 @@ class Case:
             assert relative_error(value, want) <= limit, (name, relative_error(value, want), limit)
 
 
-def max_type(dtype: torch.dtype) -> torch.dtype:
-    """The type of parameters and statistics beside maps of this type."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def check_two_reads(case: Case) -> None:
-    """statistics, apply, backward_sums and backward_input, put together as the op does."""
+def check_steps(case: Case) -> None:
+    """The four ops that read a map each, put together as with a process group."""
     x = case.x
     count = x.numel() // x.shape[1]
     if case.training:
-        mean, m2 = kernels.statistics(x)
+        mean, m2 = OPS.batch_norm_statistics(x)
         want = torch.stack((x.double().mean((0, 2, 3)), x.double().var((0, 2, 3), correction=0) * count))
         torch.testing.assert_close(torch.stack((mean, m2)).double(), want, rtol=2e-6, atol=2e-6)
         invstd = (m2 / count + EPS).rsqrt()
     else:
         mean, invstd = case.running[0], (case.running[1] + EPS).rsqrt()
     affine = (mean, invstd, case.weight, case.bias)
-    y = kernels.apply(x, *affine, case.residual, case.relu)
+    y = OPS.batch_norm_apply(x, *affine, case.residual, case.relu)
     assert y.stride() == x.stride()
-    sums = kernels.backward_sums(case.dy, x, y, *affine, case.relu)
+    sums = OPS.batch_norm_backward_sums(case.dy, x, y, *affine, case.relu)
     means = sums / count if case.training else None
-    dx, g = kernels.backward_input(case.dy, x, y, *affine, means, case.relu, case.residual is not None)
-    check_gradients(case, y, sums, dx, g)
+    dx, g = OPS.batch_norm_backward_input(case.dy, x, y, *affine, means, case.relu, case.residual is not None)
+    parameters = {} if case.weight is None else {"dbias": sums[0], "dweight": sums[1]}
+    case.check(y=y, dx=dx, **parameters, **({} if case.residual is None else {"dresidual": g}))
     if case.residual is None:
-        assert torch.equal(kernels.backward_sums(case.dy, x, None, *affine, case.relu), sums)
-        again, _ = kernels.backward_input(case.dy, x, None, *affine, means, case.relu, False)
+        assert torch.equal(OPS.batch_norm_backward_sums(case.dy, x, None, *affine, case.relu), sums)
+        again, _ = OPS.batch_norm_backward_input(case.dy, x, None, *affine, means, case.relu, False)
         assert torch.equal(again, dx)
 
 
-def check_gradients(case: Case, y: Tensor, sums: Tensor, dx: Tensor, g: Tensor) -> None:
-    got = {"y": y, "dx": dx}
-    if case.weight is not None:
-        got.update(dbias=sums[0], dweight=sums[1])
-    if case.residual is not None:
-        got["dresidual"] = g
-    case.check(**got)
-
-
-def check_one_process(case: Case) -> None:
-    """forward and backward: from one read where the emulated device has room."""
-    running = [t.clone() for t in case.running]
-    y, mean, invstd = kernels.forward(case.x, case.weight, case.bias, *running, MOMENTUM, EPS, case.residual, case.relu)
-    case.check(running_mean=running[0], running_var=running[1])
-    affine = (mean, invstd, case.weight, case.bias)
-    results = kernels.backward(case.dy, case.x, y, *affine, case.relu, case.residual is not None)
-    check_gradients(case, y, *results)
+def check_op(case: Case) -> None:
+    """The op itself, which reads a map once where the emulated device has room for it."""
+    case.check(**case.run(sync_batch_norm_relu, case.x.dtype))
 
 
 def one_read(x: Tensor) -> tuple[int, int]:
     """How many groups of channels follow each other forward and backward; 0 where x is read twice."""
-    return kernels._plan_of(x).one_read
+    return kernels.plan_of(x, x.is_contiguous(memory_format=torch.channels_last)).one_read
 
 
 @pytest.mark.usefixtures("poison_empty")
@@ -174,9 +151,8 @@ def test_matches_reference(shape: tuple[int, ...], dtype: torch.dtype, layout: s
     x = random(*shape, dtype=dtype, layout=layout)
     training = x.numel() > shape[1]
     case = Case(x, training=training)
-    check_two_reads(case)
-    if training:
-        check_one_process(case)
+    check_steps(case)
+    check_op(case)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["batch", "constant"])
@@ -186,9 +162,8 @@ def test_matches_reference(shape: tuple[int, ...], dtype: torch.dtype, layout: s
 def test_options(affine: bool, residual: bool, relu: bool, training: bool) -> None:
     x = random(2, 24, 5, 8, layout="channels_last")
     case = Case(x, affine=affine, residual=residual, relu=relu, training=training)
-    check_two_reads(case)
-    if training:
-        check_one_process(case)
+    check_steps(case)
+    check_op(case)
 
 
 # Multiprocessors and shared memory, and how many groups of channels then follow each other forward and backward.
@@ -207,7 +182,7 @@ def test_one_read_channels_last(device: tuple[int, int], groups: tuple[int, int]
     x = random(3, 200, 8, 25, dtype=torch.bfloat16, layout="channels_last")
     use_device(module, *device)
     assert one_read(x) == groups
-    check_one_process(Case(x))
+    check_op(Case(x))
 
 
 @pytest.mark.usefixtures("poison_empty")
@@ -216,47 +191,31 @@ def test_one_read_nchw(device: tuple[int, int], groups: tuple[int, int], module:
     x = random(3, 5, 80, 80)
     use_device(module, *device)
     assert one_read(x) == groups
-    check_one_process(Case(x))
+    check_op(Case(x))
 
 
 def test_maps_that_are_not_aligned_are_read_twice() -> None:
     aligned = random(2, 24, 5, 8)
     x = torch.empty(aligned.numel() + 1)[1:].view_as(aligned).copy_(aligned)
-    y, mean, invstd = kernels.forward(x, None, None, None, None, 0.0, EPS, None, True)
-    want = kernels.forward(aligned, None, None, None, None, 0.0, EPS, None, True)
-    torch.testing.assert_close((y, mean, invstd), want, rtol=1e-5, atol=1e-6)
-    got = kernels.backward(aligned, x, None, mean, invstd, None, None, True, True)
-    want = kernels.backward(aligned, aligned, None, mean, invstd, None, None, True, True)
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    forward = [OPS.batch_norm_forward(t, *[None] * 5, 0.0, EPS, True) for t in (x, aligned)]
+    torch.testing.assert_close(*forward, rtol=1e-5, atol=1e-6)
+    _, mean, invstd = forward[0]
+    backward = [OPS.batch_norm_backward(aligned, t, None, mean, invstd, None, None, True, True) for t in (x, aligned)]
+    torch.testing.assert_close(*backward, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_views(layout: str) -> None:
     whole = random(4, 16, 20, 24, layout=layout)
     for x in (whole[:, 1:7], whole[:, :, 3:16, 5:22], whole.transpose(1, 3), whole[:, :1].expand(4, 4, 20, 24)):
-        dense = x.clone(memory_format=torch.contiguous_format)
-        mean, invstd, m2 = (
-            dense.mean((0, 2, 3)),
-            torch.ones(x.shape[1]),
-            dense.var((0, 2, 3)) * (dense[:, 0].numel() - 1),
-        )
-        torch.testing.assert_close(kernels.statistics(x), torch.stack((mean, m2)), rtol=1e-5, atol=1e-5)
-        y = kernels.apply(x, mean, invstd, None, None, x, True)
-        torch.testing.assert_close(y, (2 * dense - mean.view(1, -1, 1, 1)).relu(), rtol=1e-5, atol=1e-5)
-        sums = kernels.backward_sums(x, x, y, mean, invstd, None, None, True)
-        g = dense * (y > 0)
-        products = g * (dense - mean.view(1, -1, 1, 1))
-        want = torch.stack((g.sum((0, 2, 3)), products.sum((0, 2, 3))))
-        torch.testing.assert_close(sums, want, rtol=1e-4, atol=1e-3)
-        dx, residual = kernels.backward_input(x, x, y, mean, invstd, None, None, None, True, True)
-        torch.testing.assert_close((dx, residual), (g, g), rtol=0, atol=0)
+        check_op(Case(x))
 
 
 def test_statistics_of_a_large_mean() -> None:
     for layout in LAYOUTS:
         x = (random(4, 8, 40, 40, dtype=torch.float64, layout=layout) + 3000).float()
         want = x.double().var((0, 2, 3), correction=0) * 6400
-        assert relative_error(kernels.statistics(x)[1], want) < 1e-4
+        assert relative_error(OPS.batch_norm_statistics(x)[1], want) < 1e-4
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -264,38 +223,63 @@ def test_nan_and_inf_stay_in_their_channel(layout: str) -> None:
     x = random(2, 8, 5, 8, layout=layout)
     x[0, 1, 2, 3], x[1, 4, 0, 0] = torch.nan, torch.inf
     case = Case(x, residual=False)
-    y, mean, invstd = kernels.forward(x, case.weight, case.bias, None, None, 0.0, EPS, None, True)
-    _, dx, _ = kernels.backward(case.dy, x, y, mean, invstd, case.weight, case.bias, True, False)
-    for got, name in ((y, "y"), (dx, "dx")):
-        assert torch.equal(got.isnan(), case.exact[name].isnan())
-        torch.testing.assert_close(got.double(), case.exact[name], rtol=1e-4, atol=1e-5, equal_nan=True)
+    got = case.run(sync_batch_norm_relu, x.dtype)
+    for name in ("y", "dx"):
+        torch.testing.assert_close(got[name].double(), case.exact[name], rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def test_gradient_of_nan_passes_constant_statistics() -> None:
     x = torch.full((1, 8, 1, 4), torch.nan)
-    dx, g = kernels.backward_input(torch.ones_like(x), x, x, *torch.ones(2, 8), None, None, None, True, True)
+    dx, g = OPS.batch_norm_backward_input(torch.ones_like(x), x, x, *torch.ones(2, 8), None, None, None, True, True)
     assert torch.equal(dx, torch.ones_like(x)) and torch.equal(g, dx)
 
 
 def test_empty_batch() -> None:
     for layout in LAYOUTS:
         x = random(0, 24, 5, 8, layout=layout)
-        mean, invstd = torch.zeros(24), torch.ones(24)
-        assert torch.equal(kernels.statistics(x), torch.zeros(2, 24))
-        assert torch.equal(kernels.backward_sums(x, x, x, mean, invstd, None, None, True), torch.zeros(2, 24))
-        assert kernels.apply(x, mean, invstd, None, None, None, True).shape == x.shape
-        assert kernels.backward_input(x, x, x, mean, invstd, None, None, None, True, False)[0].shape == x.shape
+        assert torch.equal(OPS.batch_norm_statistics(x), torch.zeros(2, 24))
+        affine = (torch.zeros(24), torch.ones(24), None, None)
+        assert torch.equal(OPS.batch_norm_backward_sums(x, x, x, *affine, True), torch.zeros(2, 24))
+        assert OPS.batch_norm_apply(x, *affine, None, True).shape == x.shape
+        assert OPS.batch_norm_backward_input(x, x, x, *affine, None, True, False)[0].shape == x.shape
 
 
 def test_is_deterministic() -> None:
-    x = random(3, 264, 9, 11, layout="channels_last")
-    results = [kernels.forward(x, None, None, None, None, 0.0, EPS, None, False) for _ in range(2)]
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    case = Case(random(3, 264, 9, 11, layout="channels_last"))
+    results = [case.run(sync_batch_norm_relu, case.x.dtype) for _ in range(2)]
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_running_statistics_of_another_type() -> None:
+    x = random(2, 24, 5, 8, layout="channels_last")
+    running = [torch.zeros(24, dtype=torch.float64), torch.ones(24, dtype=torch.float64)]
+    want = [t.clone() for t in running]
+    y = sync_batch_norm_relu(x, None, None, *running, training=True)
+    exact = reference.sync_batch_norm_relu(x.double(), None, None, *want, training=True)
+    assert relative_error(y, exact) <= TOLERANCE[torch.float32]
+    torch.testing.assert_close(running, want, rtol=1e-6, atol=1e-6)
+
+
+def test_opcheck() -> None:
+    x = random(2, 24, 5, 8, layout="channels_last")
+    running = (torch.zeros(24), torch.ones(24))
+    torch.library.opcheck(OPS.batch_norm_forward.default, (x, None, None, None, *running, MOMENTUM, EPS, True))
+    torch.library.opcheck(OPS.batch_norm_forward.default, (x, None, None, x, None, None, MOMENTUM, EPS, True))
+
+
+def test_compile() -> None:
+    x = random(2, 24, 5, 8, layout="channels_last").requires_grad_()
+    results = []
+    for op in (sync_batch_norm_relu, torch.compile(sync_batch_norm_relu, fullgraph=True, backend="aot_eager")):
+        mean, var = torch.zeros(24), torch.ones(24)
+        y = op(x, None, None, mean, var, training=True)
+        results.append((y, mean, var, *torch.autograd.grad(y.square().sum(), x)))
+    torch.testing.assert_close(*results)
 
 
 def test_too_many_values_are_refused(module: ModuleType) -> None:
     with pytest.raises(ValueError, match=r"fewer than 2\*\*31 values a channel, not 2147483648"):
-        module.BatchNormPlanCuda("float32", True, (2**15, 4, 2**8, 2**8))
+        module.BatchNormPlan("float32", True, (2**15, 4, 2**16))
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -317,5 +301,5 @@ def test_any_map_on_any_device(
     use_device(module, *device)
     affine, residual, relu = options
     case = Case(random(*shape, dtype=dtype, layout=layout), affine=affine, residual=residual, relu=relu)
-    check_two_reads(case)
-    check_one_process(case)
+    check_steps(case)
+    check_op(case)
