@@ -14,7 +14,9 @@ from psp_fast.ops import backend, reference
 _OP = "sync_batch_norm_relu"
 _DEVICES = ("cpu", "cuda")
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 backend.register(_OP, "cpu", backend.Kernel("csrc/cpu", _CPU_DTYPES, backend.missing_native))
+backend.register(_OP, "cuda", backend.Kernel("triton", _CUDA_DTYPES, backend.missing_triton))
 
 
 def sync_batch_norm_relu(
@@ -403,15 +405,21 @@ def _run(kernel: str, x: Tensor, relu: bool, **arrays: Tensor | None) -> None:
             given[name] = array.to(x.dtype).contiguous(memory_format=layout)
         else:
             given[name] = array.to(kept).contiguous()
-    n, c, height, width = x.shape
-    getattr(backend.native(), f"batch_norm_{kernel}_cpu")(
-        str(x.dtype).removeprefix("torch."),
-        layout is torch.channels_last,
-        relu,
-        (n, c, height * width),
-        torch.get_num_threads(),
-        **{name: array.data_ptr() for name, array in given.items()},
-    )
+    channels_last = layout is torch.channels_last
+    if x.is_cuda or backend.choose(_OP, x) == "triton":
+        from psp_fast.kernels import sync_batch_norm_relu as kernels
+
+        getattr(kernels, kernel)(channels_last, relu, **given)
+    else:
+        n, c, height, width = x.shape
+        getattr(backend.native(), f"batch_norm_{kernel}_cpu")(
+            str(x.dtype).removeprefix("torch."),
+            channels_last,
+            relu,
+            (n, c, height * width),
+            torch.get_num_threads(),
+            **{name: array.data_ptr() for name, array in given.items()},
+        )
 
 
 for _name, _implementation in (
