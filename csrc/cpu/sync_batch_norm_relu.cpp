@@ -16,61 +16,62 @@ struct Moments {
           a.deviations + b.deviations + difference * difference * (a.count * b.count / count)};
 }
 
-// From a mean that is only about right and the sums of deviations from it and of their squares.
-[[gnu::always_inline]] inline Moments corrected(double count, double mean, double sum, double squares) {
-  const double error = sum - sum == 0 ? sum / count : 0;  // an infinite mean is as good as it gets
-  return {count, mean + error, squares - sum * error};
+// Of `count` values, from the sums of their deviations from `centre` and of the squares of those.
+[[gnu::always_inline]] inline Moments moments(double count, double centre, double sum, double squares) {
+  const double error = centre - centre == 0 ? sum / count : 0;  // an infinite mean stays infinite
+  return {count, centre + error, squares - sum * error};
+}
+
+// Asks for what lies kAhead bytes after a row: one stream alone does not keep the memory busy.
+template <class T>
+[[gnu::always_inline]] inline void prefetch_row(const T* row, int64_t lanes) {
+  constexpr int64_t kAhead = 4096 / sizeof(T), kLine = 64 / sizeof(T);
+  for (int64_t k = 0; k < lanes; k += kLine) prefetch(row, k + kAhead);
 }
 
 template <class T, class A>
 void add_values(const Tile& tile, const T* x, A* __restrict sum) {
-  int64_t i = 0;
-  for (; i + 4 <= tile.rows; i += 4) {
-    const T *a = x + i * tile.stride, *b = a + tile.stride, *c = b + tile.stride, *d = c + tile.stride;
-    for (int64_t k = 0; k < tile.lanes; ++k) sum[k] += (load(a + k) + load(b + k)) + (load(c + k) + load(d + k));
-  }
-  for (; i < tile.rows; ++i) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    prefetch_row(x + i * tile.stride, tile.lanes);
     for (int64_t k = 0; k < tile.lanes; ++k) sum[k] += load(x + i * tile.stride + k);
   }
 }
 
-// Sums of x - mean, which would be 0 were the mean exact, and of (x - mean)^2.
+// Adds x - centre, and its square.
 template <class T, class A, class Parameter>
-void add_deviations(const Tile& tile, const T* x, Parameter mean, A* __restrict sum, A* __restrict squares) {
-  int64_t i = 0;
-  for (; i + 2 <= tile.rows; i += 2) {
-    const T *first = x + i * tile.stride, *second = first + tile.stride;
+void add_deviations(const Tile& tile, const T* x, Parameter centre, A* __restrict sum, A* __restrict squares) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    prefetch_row(x + i * tile.stride, tile.lanes);
     for (int64_t k = 0; k < tile.lanes; ++k) {
-      const A a = load(first + k) - mean[k], b = load(second + k) - mean[k];
-      sum[k] += a + b;
-      squares[k] += a * a + b * b;
-    }
-  }
-  for (; i < tile.rows; ++i) {
-    for (int64_t k = 0; k < tile.lanes; ++k) {
-      const A a = load(x + i * tile.stride + k) - mean[k];
-      sum[k] += a;
-      squares[k] += a * a;
+      const A value = load(x + i * tile.stride + k) - centre[k];
+      sum[k] += value;
+      squares[k] += value * value;
     }
   }
 }
 
+// The squares are summed around the mean of what came before, the first stretch around its own: where that is far from
+// a stretch's mean, the whole has so large a variance that nothing is lost.
 template <class T>
 Moments plane_statistics(const BatchNormArgs& args, int64_t channel) {
   using A = typename Accumulator<T>::type;
   A sum[kLanes] = {}, squares[kLanes] = {};
   Moments all{};
+  Same<A> centre{};
   for (int64_t n = 0; n < args.n; ++n) {
     const T* plane = static_cast<const T*>(args.x) + (n * args.c + channel) * args.pixels;
     for (int64_t first = 0; first < args.pixels; first += kStretch) {
       const int64_t length = args.pixels - first < kStretch ? args.pixels - first : kStretch;
       const double count = static_cast<double>(length);
-      for_tiles(length, [&](const Tile& tile, int64_t at) { add_values(tile, plane + first + at, sum); });
-      const Same<A> mean{static_cast<A>(collect(sum) / count)};
+      if (all.count == 0) {
+        for_tiles(length, [&](const Tile& tile, int64_t at) { add_values(tile, plane + at, sum); });
+        centre.value = static_cast<A>(collect(sum) / count);
+      }
       for_tiles(length,
-                [&](const Tile& tile, int64_t at) { add_deviations(tile, plane + first + at, mean, sum, squares); });
-      const double rest = collect(sum);
-      all = merged(all, corrected(count, mean.value, rest, collect(squares)));
+                [&](const Tile& tile, int64_t at) { add_deviations(tile, plane + first + at, centre, sum, squares); });
+      const double total = collect(sum);
+      all = merged(all, moments(count, centre.value, total, collect(squares)));
+      centre.value = static_cast<A>(all.mean);
     }
   }
   return all;
@@ -91,25 +92,29 @@ void statistics_planes(const BatchNormArgs& args) {
   }
 }
 
-// The statistics of a section of rows, all channels, into part (2, C); sums (3, C) is scratch.
+// The statistics of a section of rows, all channels, into part (2, C), as in plane_statistics; sums (3, C) is scratch.
 template <class T, class A>
 void section_statistics(const BatchNormArgs& args, const RowBlocks& cut, int64_t section, double* __restrict part,
                         A* __restrict sums) {
-  A *mean = sums, *sum = sums + args.c, *squares = sums + 2 * args.c;
+  A *sum = sums, *squares = sums + args.c, *centre = sums + 2 * args.c;
   clear(part, 2 * args.c);
   double before = 0;
   for (int64_t b = cut.first_block(section); b < cut.first_block(section + 1); ++b) {
     const Tile tile{cut.first_row(b + 1) - cut.first_row(b), args.c, args.c};
     const T* x = static_cast<const T*>(args.x) + cut.first_row(b) * args.c;
     const double count = static_cast<double>(tile.rows);
-    clear(sums, 3 * args.c);
-    add_values(tile, x, mean);
-    for (int64_t k = 0; k < args.c; ++k) mean[k] /= static_cast<A>(count);
-    add_deviations(tile, x, static_cast<const A*>(mean), sum, squares);
+    clear(sums, 2 * args.c);
+    if (before == 0) {
+      clear(centre, args.c);
+      add_values(tile, x, centre);
+      for (int64_t k = 0; k < args.c; ++k) centre[k] /= static_cast<A>(count);
+    }
+    add_deviations(tile, x, static_cast<const A*>(centre), sum, squares);
     for (int64_t k = 0; k < args.c; ++k) {
-      const Moments all = merged({before, part[k], part[args.c + k]}, corrected(count, mean[k], sum[k], squares[k]));
+      const Moments all = merged({before, part[k], part[args.c + k]}, moments(count, centre[k], sum[k], squares[k]));
       part[k] = all.mean;
       part[args.c + k] = all.deviations;
+      centre[k] = static_cast<A>(all.mean);
     }
     before += count;
   }
@@ -152,10 +157,10 @@ void statistics_channels_last(const BatchNormArgs& args) {
   }
 }
 
-// A run of pixels of one channel, or a pixel of all channels.
+// A piece of a plane, or of a pixel's channels.
 template <bool relu, class T, class Parameter>
-void apply_run(const T* __restrict x, const T* __restrict residual, T* __restrict y, int64_t count, Parameter mean,
-               Parameter scale, Parameter shift) {
+void apply_piece(const T* __restrict x, const T* __restrict residual, T* __restrict y, int64_t count, Parameter mean,
+                 Parameter scale, Parameter shift) {
   using A = typename Accumulator<T>::type;
   for (int64_t k = 0; k < count; ++k) {
     A value = (load(x + k) - mean[k]) * scale[k] + shift[k];
@@ -168,11 +173,16 @@ template <bool relu, class T>
 void apply(const BatchNormArgs& args) {
   using A = typename Accumulator<T>::type;
   const Scales<A> scales(args);
-  for_runs(args, [&](int64_t first, int64_t count, auto channel) {
-    const T* residual = static_cast<const T*>(args.residual);
-    apply_run<relu>(static_cast<const T*>(args.x) + first, residual == nullptr ? nullptr : residual + first,
-                    static_cast<T*>(args.y) + first, count, channel(scales.mean), channel(scales.scale),
-                    channel(scales.shift));
+  const bool streamed = streams(args);
+  for_runs(args, [&](int64_t first, int64_t length, auto channel) {
+    const T *x = static_cast<const T*>(args.x) + first, *residual = static_cast<const T*>(args.residual);
+    if (residual != nullptr) residual += first;
+    Output<T> y(args.y, first, streamed);
+    for_pieces(length, [&](int64_t at, int64_t count) {
+      apply_piece<relu>(x + at, residual == nullptr ? nullptr : residual + at, y.piece(at), count,
+                        channel(scales.mean, at), channel(scales.scale, at), channel(scales.shift, at));
+      y.finish(at, count);
+    });
   });
 }
 

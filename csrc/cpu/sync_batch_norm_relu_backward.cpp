@@ -35,27 +35,19 @@ struct Gradient {
 template <class Gradient, class A>
 [[gnu::always_inline]] inline void add_gradients(const Tile& tile, Gradient gradient, A* __restrict sum,
                                                  A* __restrict products) {
-  int64_t i = 0;
-  for (; i + 2 <= tile.rows; i += 2) {
-    const int64_t first = i * tile.stride, second = first + tile.stride;
+  for (int64_t i = 0; i < tile.rows; ++i) {
     for (int64_t k = 0; k < tile.lanes; ++k) {
-      const A a = gradient.g(first + k, k), b = gradient.g(second + k, k);
-      sum[k] += a + b;
-      products[k] += a * gradient.centred(first + k, k) + b * gradient.centred(second + k, k);
-    }
-  }
-  for (; i < tile.rows; ++i) {
-    for (int64_t k = 0; k < tile.lanes; ++k) {
-      const A a = gradient.g(i * tile.stride + k, k);
-      sum[k] += a;
-      products[k] += a * gradient.centred(i * tile.stride + k, k);
+      const A value = gradient.g(i * tile.stride + k, k);
+      sum[k] += value;
+      products[k] += value * gradient.centred(i * tile.stride + k, k);
     }
   }
 }
 
-// Writes dx and g of a run. dx = (g - mean of g - xhat * mean of g * xhat) * scale, as one multiplication less.
+// Writes a piece of dx and g. dx = (g - mean of g - xhat * mean of g * xhat) * scale, as one multiplication less.
 template <bool frozen, class Gradient, class T, class Parameter>
-void input_run(Gradient gradient, T* __restrict dx, T* __restrict g, int64_t count, Parameter slope, Parameter offset) {
+void input_piece(Gradient gradient, T* __restrict dx, T* __restrict g, int64_t count, Parameter slope,
+                 Parameter offset) {
   using A = typename Accumulator<T>::type;
   for (int64_t k = 0; k < count; ++k) {
     const A value = gradient.g(k, k);
@@ -148,12 +140,16 @@ void sums_channels_last(const BatchNormArgs& args, const Parameters<A>& p) {
 }
 
 template <Mask mask, bool frozen, class T, class A, class Channel>
-void input_of_run(const BatchNormArgs& args, const Parameters<A>& p, int64_t first, int64_t count, Channel channel) {
-  const Gradient<mask, T, decltype(channel(p.mean))> gradient(args, first, channel(p.mean), channel(p.scale),
-                                                              channel(p.shift));
-  T* g = static_cast<T*>(args.g);
-  input_run<frozen>(gradient, static_cast<T*>(args.dx) + first, g == nullptr ? nullptr : g + first, count,
-                    channel(p.slope), channel(p.offset));
+void input_of_run(const BatchNormArgs& args, const Parameters<A>& p, bool streamed, int64_t first, int64_t length,
+                  Channel channel) {
+  Output<T> dx(args.dx, first, streamed), g(args.g, first, streamed);
+  for_pieces(length, [&](int64_t at, int64_t count) {
+    const Gradient<mask, T, decltype(channel(p.mean, at))> gradient(args, first + at, channel(p.mean, at),
+                                                                    channel(p.scale, at), channel(p.shift, at));
+    input_piece<frozen>(gradient, dx.piece(at), g.piece(at), count, channel(p.slope, at), channel(p.offset, at));
+    dx.finish(at, count);
+    g.finish(at, count);
+  });
 }
 
 template <Mask mask, class T>
@@ -169,8 +165,9 @@ struct Backward {
 
   template <bool frozen>
   static void input_from(const BatchNormArgs& args, const Parameters<A>& p) {
-    for_runs(args, [&](int64_t first, int64_t count, auto channel) {
-      input_of_run<mask, frozen, T>(args, p, first, count, channel);
+    const bool streamed = streams(args);
+    for_runs(args, [&](int64_t first, int64_t length, auto channel) {
+      input_of_run<mask, frozen, T>(args, p, streamed, first, length, channel);
     });
   }
 
@@ -187,14 +184,16 @@ struct Backward {
       for (int64_t c = 0; c < args.c; ++c) p.set(args, c);
       return input_from<false>(args, p);
     }
+    const bool streamed = streams(args);
 #pragma omp parallel for num_threads(args.threads) schedule(dynamic)
     for (int64_t c = 0; c < args.c; ++c) {
       plane_sums<mask, T>(args, p, c);
       p.set(args, c);
       for (int64_t n = 0; n < args.n; ++n) {
-        input_of_run<mask, false, T>(args, p, (n * args.c + c) * args.pixels, args.pixels,
-                                     [c](const A* vector) { return Same{vector[c]}; });
+        input_of_run<mask, false, T>(args, p, streamed, (n * args.c + c) * args.pixels, args.pixels,
+                                     [c](const A* vector, int64_t) { return Same{vector[c]}; });
       }
+      end_streaming();
     }
   }
 };

@@ -4,6 +4,7 @@
 #include "cpu/parallel.h"
 #include "cpu/scalar.h"
 #include "cpu/sync_batch_norm_relu.h"
+#include "cpu/sync_batch_norm_relu_stream.h"
 
 namespace psp_fast {
 namespace {
@@ -56,9 +57,9 @@ struct RowBlocks {
   int64_t rows, block, blocks, sections;
 
   explicit RowBlocks(const BatchNormArgs& args) : rows(args.n * args.pixels) {
-    constexpr int64_t kElements = 1 << 14, kSections = 64;
-    block = kElements / (args.c < 1 ? 1 : args.c);
-    if (block < 8) block = 8;
+    constexpr int64_t kElements = 1 << 14, kLeast = 8, kMost = 256, kSections = 64;  // a sum of few is exact
+    const int64_t wanted = args.c > 0 ? kElements / args.c : kMost;
+    block = wanted < kLeast ? kLeast : wanted > kMost ? kMost : wanted;
     blocks = (rows + block - 1) / block;
     sections = blocks < kSections ? blocks : kSections;
   }
@@ -88,26 +89,58 @@ struct Scales {
   }
 };
 
+constexpr int64_t kPiece = 512;
+
+// Cuts a run into pieces: calls f(first, number) for each.
+template <class F>
+[[gnu::always_inline]] inline void for_pieces(int64_t length, F f) {
+  for (int64_t at = 0; at < length; at += kPiece) f(at, length - at < kPiece ? length - at : kPiece);
+}
+
+// Whether this layer's results are written past the caches.
+[[maybe_unused]] inline bool streams(const BatchNormArgs& args) {
+  const int64_t run = args.channels_last ? args.c : args.pixels;
+  return streams(args.n * args.c * args.pixels * size_of(args.dtype)) && run >= 64;
+}
+
+// Where a run of results is written: in pieces, by way of a buffer if the map is streamed.
+template <class T>
+struct Output {
+  T* to;  // may be null: nothing is written
+  bool streamed;
+  alignas(64) T buffer[kPiece];
+
+  Output(void* map, int64_t first, bool streamed)
+      : to(map == nullptr ? nullptr : static_cast<T*>(map) + first), streamed(streamed) {}
+
+  T* piece(int64_t at) { return to == nullptr ? nullptr : streamed ? buffer : to + at; }
+  void finish(int64_t at, int64_t count) {
+    if (to != nullptr && streamed) stream(to + at, buffer, count * static_cast<int64_t>(sizeof(T)));
+  }
+};
+
 // Calls f(first element, number of elements, channel) for every plane, or every pixel of a channels-last map;
-// channel(vector of C) is the parameter of each element. The other way round than sums read the map: what those read
-// last is still in the cache.
+// channel(vector of C, k) are the parameters of the run's elements from k on.
 template <class F>
 void for_runs(const BatchNormArgs& args, F f) {
   if (!args.channels_last) {
     const int64_t planes = args.n * args.c;
-#pragma omp parallel for num_threads(args.threads) schedule(dynamic)
-    for (int64_t plane = planes - 1; plane >= 0; --plane) {
-      const int64_t c = plane / args.n, n = plane % args.n;
-      f((n * args.c + c) * args.pixels, args.pixels, [c](const auto* vector) { return Same{vector[c]}; });
+    [[maybe_unused]] const int64_t share = planes / (8 * args.threads) + 1;
+#pragma omp parallel for num_threads(args.threads) schedule(dynamic, share)
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      const int64_t c = plane % args.c;
+      f(plane * args.pixels, args.pixels, [c](const auto* vector, int64_t) { return Same{vector[c]}; });
+      end_streaming();
     }
     return;
   }
   const RowBlocks cut(args);
 #pragma omp parallel for num_threads(args.threads) schedule(dynamic)
-  for (int64_t b = cut.blocks - 1; b >= 0; --b) {
+  for (int64_t b = 0; b < cut.blocks; ++b) {
     for (int64_t row = cut.first_row(b); row < cut.first_row(b + 1); ++row) {
-      f(row * args.c, args.c, [](const auto* vector) { return vector; });
+      f(row * args.c, args.c, [](const auto* vector, int64_t at) { return vector + at; });
     }
+    end_streaming();
   }
 }
 

@@ -18,6 +18,7 @@ _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 backend.register(_OP, "cpu", backend.Kernel("csrc/cpu", _CPU_DTYPES, backend.missing_native))
 backend.register(_OP, "cuda", backend.Kernel("csrc/cuda", _CUDA_DTYPES, backend.missing_cuda))
+backend.register(_OP, "cuda", backend.Kernel("triton", _CUDA_DTYPES, backend.missing_triton))
 
 
 def sync_batch_norm_relu(
@@ -46,10 +47,9 @@ def sync_batch_norm_relu(
         eps: added to the variance, above 0.
         residual: x's shape, any float type, added before ReLU, or None.
         relu: whether to apply ReLU.
-        process_group: ranks whose batches count as one in training, of any sizes, also 0: every one of them must call
-            the op and its backward. They exchange one message of 2 * C + 1 numbers forward, one of 2 * C backward. None,
-            or one rank: nothing is exchanged. As DistributedDataParallel expects, the gradients of weight and bias are
-            those of this rank's batch.
+        process_group: ranks whose batches count as one in training, of any sizes, also 0. All of them must call the op
+            and its backward; they exchange 2 * C + 1 numbers forward and 2 * C backward. None, or one rank: nothing is
+            exchanged. The gradients of weight and bias are of this rank's batch, as DistributedDataParallel expects.
 
     Returns:
         Like x: shape, type, and channels_last where x is. Autograd keeps x, this result (with ReLU only), and 2 * C
@@ -78,7 +78,7 @@ def sync_batch_norm_relu(
     count: Tensor | float | None = None
     mean = invstd = None
     if training:
-        if group is None and x.numel() == x.shape[1]:
+        if group is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
             raise ValueError(f"{_OP}: training needs more than one value per channel, not x of shape {tuple(x.shape)}")
         if group is None and _in_one_call(x, running_mean, running_var):
             count = x.numel() // x.shape[1]
@@ -138,7 +138,7 @@ def merge_statistics(
         )
         running_mean.lerp_(mean.to(running_mean), momentum)
         running_var.lerp_(unbiased.to(running_var), momentum)
-    invstd = (deviations / count).add_(eps).rsqrt_()
+    invstd = (deviations / (count if isinstance(count, Tensor) else max(count, 1))).add_(eps).rsqrt_()
     return mean, invstd, count
 
 
@@ -252,7 +252,8 @@ class _BatchNormRelu(torch.autograd.Function):
         need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
         masked = ctx.relu and need_residual
         given = (dy, x, y, mean, invstd, weight, None)
-        sums = dx = means = None
+        sums: Any = None
+        dx = means = None
         g = dy
         if need_x and count is not None and ctx.group is None:
             dx, g, sums = torch.ops.psp_fast.batch_norm_backward(*given, ctx.relu, masked)
@@ -467,18 +468,23 @@ def _dense(x: Tensor, **arrays: Tensor | None) -> dict[str, Tensor]:
 def _run(kernel: str, x: Tensor, relu: bool, **arrays: Tensor | None) -> None:
     """Run one kernel on x and the arrays it takes, whose names are those of BatchNormArgs."""
     given = _dense(x, **arrays)
-    if x.is_cuda or backend.choose(_OP, x) == "csrc/cuda":
-        sync_batch_norm_relu_cuda.run(kernel, _channels_last(x), relu, given)
-        return
-    n, c, height, width = x.shape
-    getattr(backend.native(), f"batch_norm_{kernel}_cpu")(
-        str(x.dtype).removeprefix("torch."),
-        _channels_last(x),
-        relu,
-        (n, c, height * width),
-        torch.get_num_threads(),
-        **{name: array.data_ptr() for name, array in given.items()},
-    )
+    channels_last, implementation = _channels_last(x), backend.choose(_OP, x)
+    if implementation == "csrc/cuda":
+        sync_batch_norm_relu_cuda.run(kernel, channels_last, relu, given)
+    elif x.is_cuda or implementation == "triton":
+        from psp_fast.kernels import sync_batch_norm_relu as kernels
+
+        getattr(kernels, kernel)(channels_last, relu, **given)
+    else:
+        n, c, height, width = x.shape
+        getattr(backend.native(), f"batch_norm_{kernel}_cpu")(
+            str(x.dtype).removeprefix("torch."),
+            channels_last,
+            relu,
+            (n, c, height * width),
+            torch.get_num_threads(),
+            **{name: array.data_ptr() for name, array in given.items()},
+        )
 
 
 for _name, _implementation in (
