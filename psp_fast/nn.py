@@ -13,6 +13,8 @@ from psp_fast import ops
 from psp_fast.ops.bottleneck import BatchNorm, runs_bottleneck
 from psp_fast.ops.bottleneck import bottleneck as _bottleneck
 from psp_fast.ops.conv3x3 import conv3x3_affine_relu
+from psp_fast.ops.pointwise import convolve_with_statistics, convolves_with_statistics
+from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -76,13 +78,31 @@ def synced_group(bn: nn.Module) -> dist.ProcessGroup | None:
     return None
 
 
-def batch_norm_relu(bn: nn.Module, x: Tensor, *, residual: Tensor | None = None, relu: bool = True) -> Tensor:
-    """relu(bn(x) + residual) through the fused op; a module that is no batch norm is called as it is."""
+def batch_norm_relu(
+    bn: nn.Module, x: Tensor, *, residual: Tensor | None = None, relu: bool = True, stats: Tensor | None = None
+) -> Tensor:
+    """relu(bn(x) + residual) through the fused op; a module that is no batch norm is called as it is.
+
+    stats (2, C), mean and sum of squared deviations of x, save the pass over x that would find them.
+    """
     if not isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm):
         y = bn(x)
         y = y if residual is None else y + residual
         return y.relu() if relu else y
-    return ops.sync_batch_norm_relu(x, **_batch_norm_arguments(bn, x), residual=residual, relu=relu)
+    arguments = _batch_norm_arguments(bn, x)
+    if stats is not None and arguments["training"]:
+        del arguments["training"]
+        return batch_norm_relu_of_statistics(x, stats, **arguments, residual=residual, relu=relu)
+    return ops.sync_batch_norm_relu(x, **arguments, residual=residual, relu=relu)
+
+
+def pointwise_bn_relu(xs: Sequence[Tensor], layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> list[Tensor]:
+    """relu(bn(conv(x))) of every map with its own 1x1 convolution and batch norm; in training one launch on a GPU."""
+    trains = all(_is_pointwise(conv) and bn.training for conv, bn in layers)
+    if not (trains and convolves_with_statistics(xs[0])):
+        return [conv_bn_relu(x, conv, bn) for x, (conv, bn) in zip(xs, layers, strict=True)]
+    results = convolve_with_statistics(xs, [conv.weight for conv, _ in layers])
+    return [batch_norm_relu(bn, z, stats=stats) for (z, stats), (_, bn) in zip(results, layers, strict=True)]
 
 
 def conv_bn_relu(

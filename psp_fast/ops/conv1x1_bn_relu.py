@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from psp_fast.ops import backend, reference
-from psp_fast.ops.pointwise import convolve_with_statistics
+from psp_fast.ops.pointwise import convolve_with_statistics, convolves_with_statistics
 from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics, sync_batch_norm_relu
 
 _OP = "conv1x1_bn_relu"
@@ -62,7 +62,7 @@ def conv1x1_bn_relu(
         folded = _folded(x, weight, bn_weight, bn_bias, running_mean, running_var, eps)
         convolve = _convolve_triton if backend.choose(_OP, x) == "triton" else _convolve_onednn
         return convolve(x, folded, residual, relu)
-    if training and backend.choose(_OP, x) == "triton" and backend.choose("sync_batch_norm_relu", x) != "reference":
+    if training and convolves_with_statistics(x):
         ((z, stats),) = convolve_with_statistics([x], [weight])
         return batch_norm_relu_of_statistics(
             z,
