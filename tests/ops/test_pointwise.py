@@ -13,7 +13,10 @@ from torch import Tensor
 from psp_fast.ops import backend, reference
 from psp_fast.ops.pointwise import convolve_with_statistics
 from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics
-from tests.ops.checks import LAYOUTS, assert_matches, random, relative_error
+from tests.ops import checks
+from tests.ops.checks import LAYOUTS, assert_matches, relative_error
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # CPU tensors run in Triton's interpreter
 
 pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads", "triton")
 
@@ -22,6 +25,10 @@ pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads", "triton")
 def triton() -> Iterator[None]:
     with backend.use("triton"):
         yield
+
+
+def random(*shape: int, **kind: Any) -> Tensor:
+    return checks.random(*shape, **kind).to(DEVICE)
 
 
 def operands(
@@ -65,7 +72,7 @@ def test_five_levels_are_two_launches() -> None:
 def test_batch_norm_of_the_statistics(layout: str) -> None:
     x, weight = operands(layout=layout)
     scale, shift = random(9, seed=2), random(9, seed=3)
-    running = [[torch.zeros(9), torch.ones(9)] for _ in range(2)]
+    running = [[torch.zeros(9, device=DEVICE), torch.ones(9, device=DEVICE)] for _ in range(2)]
 
     def ours(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         ((z, stats),) = convolve_with_statistics([x], [weight])
@@ -84,7 +91,7 @@ def test_batch_norm_of_the_statistics(layout: str) -> None:
 
 def test_autocast() -> None:
     x, weight = operands()
-    with torch.autocast("cpu", dtype=torch.float16):
+    with torch.autocast(DEVICE, dtype=torch.float16):
         z = convolve(x, weight.requires_grad_())
         assert z.dtype == torch.float16
         (dweight,) = torch.autograd.grad(z.float().sum(), weight)
