@@ -3,6 +3,7 @@
 It exists for memory. Kept for backward are the block's input and output, which the neighbours keep anyway, and the
 first two convolutions' results. The two inner activations and the last convolution's result are computed again:
 elementwise, and by one 1x1 convolution. For C inner and 4 C outer channels that is 6 C values a pixel instead of 12 C.
+In Triton the second activation never exists: the last convolution normalises what it reads, in both directions.
 
 Not among the seven public ops: the backbone calls it.
 """
@@ -24,6 +25,7 @@ from psp_fast.ops.sync_batch_norm_relu import (
     batch_norm_backward,
     inverse_deviation,
     merge_ranks,
+    sum_over_ranks,
     unbiased_variance,
     update_running,
 )
@@ -99,84 +101,148 @@ def _frozen(norm: BatchNorm, dtype: torch.dtype) -> tuple[Tensor | None, Tensor 
     return norm.running_mean.to(kept), (norm.running_var.to(kept) + norm.eps).rsqrt()
 
 
+class _Layer(NamedTuple):
+    """A batch norm of the block: its parameters, what it normalises by, and the count that is of (None: frozen)."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    invstd: Tensor
+    total: Tensor | float | None
+
+    def apply(self, z: Tensor, residual: Tensor | None = None) -> Tensor:
+        """relu(normalised z + residual)."""
+        parameters = (self.mean, self.invstd, self.weight, self.bias)
+        return torch.ops.psp_fast.batch_norm_apply(z, *parameters, residual, True)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(scale, shift): the normalised z is scale * z + shift."""
+        scale = self.invstd if self.weight is None else self.invstd * self.weight
+        shift = -self.mean * scale
+        return scale, shift if self.bias is None else shift + self.bias
+
+
 class _Bottleneck(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shortcut: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         weights, affine, frozen, (eps, group, stride, dilation) = rest[:3], rest[3:9], rest[9:15], rest[15:]
-        ctx.group, ctx.stride, ctx.dilation, ctx.counts = group, stride, dilation, []
-        statistics: list[Tensor | None] = []
+        layers: list[_Layer] = []
         running: list[Tensor] = []
 
-        def normalise(i: int, z: Tensor, residual: Tensor | None = None) -> Tensor:
-            mean, invstd, count, batch = _statistics(z, frozen[2 * i], frozen[2 * i + 1], eps[i], group)
-            statistics.extend((mean, invstd, count if isinstance(count, Tensor) else None))
-            ctx.counts.append(None if isinstance(count, Tensor) else count)
+        def add_layer(z: Tensor, stats: Tensor | None = None) -> _Layer:
+            i = len(layers)
+            mean, invstd, count, batch = _statistics(z, stats, frozen[2 * i], frozen[2 * i + 1], eps[i], group)
+            layers.append(_Layer(affine[2 * i], affine[2 * i + 1], mean, invstd, count))
             running.append(batch)
-            return _apply(z, mean, invstd, affine[2 * i], affine[2 * i + 1], residual)
+            return layers[i]
 
-        z1 = _pointwise(x, weights[0])
-        z2 = _middle(normalise(0, z1), weights[1], stride, dilation)
-        z3 = _pointwise(normalise(1, z2), weights[2])
-        y = normalise(2, z3, x if shortcut is None else shortcut)
+        z1, stats = _first(x, weights[0])
+        z2 = _middle(add_layer(z1, stats).apply(z1), weights[1], stride, dilation)
+        z3, stats = _last(z2, add_layer(z2), weights[2])
+        y = add_layer(z3, stats).apply(z3, x if shortcut is None else shortcut)
         ctx.own_shortcut = shortcut is None
-        ctx.shortcut_dtype = None if shortcut is None else shortcut.dtype
-        ctx.save_for_backward(x, z1, z2, y, *weights, *affine, *statistics)
+        ctx.group, ctx.stride, ctx.dilation = group, stride, dilation
+        ctx.counts = [None if isinstance(layer.total, Tensor) else layer.total for layer in layers]
+        totals = [layer.total if isinstance(layer.total, Tensor) else None for layer in layers]
+        statistics = [tensor for layer in layers for tensor in (layer.mean, layer.invstd)]
+        ctx.save_for_backward(x, z1, z2, y, *weights, *affine, *statistics, *totals)
         ctx.mark_non_differentiable(*running)
         return y, *running
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        x, z1, z2, y, *saved = ctx.saved_tensors
-        weights, affine, statistics = saved[:3], saved[3:9], saved[9:]
-        daffine: list[Tensor | None] = [None] * 6
-        dweights: list[Tensor | None] = [None] * 3
-
-        def normalised(i: int, z: Tensor) -> Tensor:
-            mean, invstd = statistics[3 * i : 3 * i + 2]
-            return _apply(z, mean, invstd, affine[2 * i], affine[2 * i + 1], None)
-
-        def gradient(i: int, dy: Tensor, z: Tensor, y: Tensor | None, residual: bool = False) -> tuple[Tensor, Tensor]:
-            mean, invstd, total = statistics[3 * i : 3 * i + 3]
-            count = ctx.counts[i] if total is None else total
-            weight, bias = affine[2 * i : 2 * i + 2]
-            dz, g, sums = batch_norm_backward(
-                dy, z, y, mean, invstd, weight, bias, count, relu=True, residual=residual, process_group=ctx.group
-            )
-            if weight is not None:
-                daffine[2 * i] = sums[1].to(weight.dtype)
-            if bias is not None:
-                daffine[2 * i + 1] = sums[0].to(bias.dtype)
-            return dz, g
-
-        y2 = normalised(1, z2)
-        dz, g = gradient(2, dy, _pointwise(y2, weights[2]), y, residual=True)
-        dz, dweights[2] = _pointwise_backward(dz, y2, weights[2])
-        del y2
-        dz = gradient(1, dz, z2, None)[0]
-        dz, dweights[1] = _middle_backward(dz, normalised(0, z1), weights[1], ctx.stride, ctx.dilation)
-        dz = gradient(0, dz, z1, None)[0]
-        dx, dweights[0] = _pointwise_backward(dz, x, weights[0])
-        if ctx.own_shortcut:
-            return dx.add_(g), None, *dweights, *daffine, *[None] * 10
-        return dx, g, *dweights, *daffine, *[None] * 10
+        x, z1, z2, y, w1, w2, w3, *saved = ctx.saved_tensors
+        affine, statistics, totals = saved[:6], saved[6:12], saved[12:]
+        counts = [count if total is None else total for count, total in zip(ctx.counts, totals, strict=True)]
+        parts = zip(affine[::2], affine[1::2], statistics[::2], statistics[1::2], counts, strict=True)
+        first, second, third = (_Layer(*part) for part in parts)
+        # The block from its end; `sums` are (2, C), a layer's gradients of bias and weight.
+        y2 = None if _fuses(z2) else second.apply(z2)
+        z3 = _last(z2, second, w3)[0] if y2 is None else _pointwise(y2, w3)
+        dz3, g, sums3 = _layer_backward(dy, z3, y, third, ctx.group, residual=True)
+        del z3
+        if y2 is None:
+            dz2, dw3, sums2 = _last_backward(dz3, z2, second, w3, ctx.group)
+        else:
+            dy2, dw3 = _pointwise_backward(dz3, y2, w3)
+            dz2, _, sums2 = _layer_backward(dy2, z2, None, second, ctx.group)
+        dy1, dw2 = _middle_backward(dz2, first.apply(z1), w2, ctx.stride, ctx.dilation)
+        dz1, _, sums1 = _layer_backward(dy1, z1, None, first, ctx.group)
+        dx, dw1 = _pointwise_backward(dz1, x, w1)
+        daffine = []
+        for layer, sums in ((first, sums1), (second, sums2), (third, sums3)):
+            daffine.append(None if layer.weight is None else sums[1].to(layer.weight.dtype))
+            daffine.append(None if layer.bias is None else sums[0].to(layer.bias.dtype))
+        dx, dshortcut = (dx.add_(g), None) if ctx.own_shortcut else (dx, g)
+        return dx, dshortcut, dw1, dw2, dw3, *daffine, *[None] * 10
 
 
 def _statistics(
-    z: Tensor, mean: Tensor | None, invstd: Tensor | None, eps: float, group: dist.ProcessGroup | None
+    z: Tensor,
+    stats: Tensor | None,
+    mean: Tensor | None,
+    invstd: Tensor | None,
+    eps: float,
+    group: dist.ProcessGroup | None,
 ) -> tuple[Tensor, Tensor, Tensor | float | None, Tensor]:
-    """Mean, 1 / standard deviation, the count they are of (None: frozen), and what the running statistics take in."""
+    """Mean, 1 / standard deviation, the count they are of (None: frozen), and what the running statistics take in.
+
+    stats are those of z where the convolution gathered them; mean and invstd are a frozen layer's.
+    """
     if mean is not None and invstd is not None:
         return mean, invstd, None, z.new_empty(0)
-    values = z.shape[0] * z.shape[2] * z.shape[3]
-    stats, count = merge_ranks(torch.ops.psp_fast.batch_norm_statistics(z), values, group)
+    if stats is None:
+        stats = torch.ops.psp_fast.batch_norm_statistics(z)
+    stats, count = merge_ranks(stats, z.shape[0] * z.shape[2] * z.shape[3], group)
     mean, deviations = stats.unbind()
     running = torch.stack([mean, unbiased_variance(deviations, count)])
     return mean, inverse_deviation(deviations, count, eps), count, running
 
 
-def _apply(z: Tensor, mean: Tensor, invstd: Tensor, weight: Any, bias: Any, residual: Tensor | None) -> Tensor:
-    return torch.ops.psp_fast.batch_norm_apply(z, mean, invstd, weight, bias, residual, True)
+def _layer_backward(
+    dy: Tensor, z: Tensor, y: Tensor | None, layer: _Layer, group: dist.ProcessGroup | None, residual: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of z, of the residual where asked for, and the layer's sums; without y the mask comes from z."""
+    parameters = (layer.mean, layer.invstd, layer.weight, layer.bias, layer.total)
+    return batch_norm_backward(dy, z, y, *parameters, relu=True, residual=residual, process_group=group)
+
+
+def _fuses(x: Tensor) -> bool:
+    """Whether a 1x1 convolution of x normalises what it reads and gathers statistics of what it writes."""
+    return backend.choose("conv1x1_bn_relu", x) == "triton"
+
+
+def _first(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    """conv1 of x, and its statistics where they come with it."""
+    if not _fuses(x):
+        return _pointwise(x, weight), None
+    (z,), (stats,) = torch.ops.psp_fast.pointwise_statistics([x], [weight.flatten(1).to(x.dtype)])
+    return z, stats
+
+
+def _last(z2: Tensor, second: _Layer, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    """conv3 of the second layer's result, and its statistics where they come with it."""
+    if not _fuses(z2):
+        return _pointwise(second.apply(z2), weight), None
+    factors = second.factors()
+    (z3,), (stats,) = torch.ops.psp_fast.pointwise_statistics([z2], [weight.flatten(1).to(z2.dtype)], *factors)
+    return z3, stats
+
+
+def _last_backward(
+    dz3: Tensor, z2: Tensor, second: _Layer, weight: Tensor, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of z2 and of conv3's weight, and the second layer's sums, where conv3 normalised what it read."""
+    scale, shift = second.factors()
+    matrix = weight.flatten(1).to(z2.dtype)
+    dweight = torch.ops.psp_fast.pointwise_weight_gradient(dz3, z2, scale, shift)
+    factors = (scale, shift, second.mean, second.invstd)
+    g, sums = torch.ops.psp_fast.pointwise_normalised_gradient(dz3, matrix, z2, *factors)
+    means = None if second.total is None else sum_over_ranks(sums, group) / second.total
+    parameters = (second.mean, second.invstd, second.weight, second.bias, means)
+    dz2, _ = torch.ops.psp_fast.batch_norm_backward_input(g, z2, None, *parameters, False, False)
+    return dz2, dweight.view_as(weight).to(weight.dtype), sums
 
 
 def _pointwise(x: Tensor, weight: Tensor) -> Tensor:

@@ -53,26 +53,41 @@ class _Convolutions(torch.autograd.Function):
         return None, *dxs, *dweights
 
 
-torch.library.define("psp_fast::pointwise_statistics", "(Tensor[] xs, Tensor[] weights) -> (Tensor[], Tensor[])")
+# With scale and shift (C) the convolution is of relu(x * scale + shift), a batch norm's result that is stored nowhere.
+torch.library.define(
+    "psp_fast::pointwise_statistics",
+    "(Tensor[] xs, Tensor[] weights, Tensor? scale=None, Tensor? shift=None) -> (Tensor[], Tensor[])",
+)
 torch.library.define("psp_fast::pointwise_input_gradient", "(Tensor dz, Tensor weight) -> Tensor")
-torch.library.define("psp_fast::pointwise_weight_gradient", "(Tensor dz, Tensor x) -> Tensor")
+torch.library.define(
+    "psp_fast::pointwise_weight_gradient", "(Tensor dz, Tensor x, Tensor? scale=None, Tensor? shift=None) -> Tensor"
+)
+# The gradient behind that ReLU, and (2, C): its sums alone and times the normalised x, for the batch norm's backward.
+torch.library.define(
+    "psp_fast::pointwise_normalised_gradient",
+    "(Tensor dz, Tensor weight, Tensor x, Tensor scale, Tensor shift, Tensor mean, Tensor invstd) -> (Tensor, Tensor)",
+)
 
 
-def _statistics(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def _statistics(
+    xs: Sequence[Tensor], weights: Sequence[Tensor], scale: Tensor | None = None, shift: Tensor | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
     from psp_fast.kernels import conv1x1_bn_relu as kernels
 
     zs: list[Tensor] = []
     stats: list[Tensor] = []
     for first in range(0, len(xs), kernels.PROBLEMS):
         some = slice(first, first + kernels.PROBLEMS)
-        more_zs, more_stats = kernels.matmul_statistics(xs[some], weights[some])
+        more_zs, more_stats = kernels.matmul_statistics(xs[some], weights[some], scale, shift, scale is not None)
         zs += more_zs
         stats += more_stats if len(more_stats) == 1 else [stat.clone() for stat in more_stats]  # they share memory
     return zs, stats
 
 
 @torch.library.register_fake("psp_fast::pointwise_statistics")
-def _empty_statistics(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def _empty_statistics(
+    xs: Sequence[Tensor], weights: Sequence[Tensor], scale: Tensor | None = None, shift: Tensor | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
     channels_last = any(not x.is_contiguous() and x.stride(1) == 1 and x.shape[1] > 1 for x in xs)
     zs = [_empty_map(x, weight.shape[0], channels_last) for x, weight in zip(xs, weights, strict=True)]
     return zs, [torch.empty((2, weight.shape[0]), dtype=torch.float32, device=weight.device) for weight in weights]
@@ -90,14 +105,31 @@ def _empty_input_gradient(dz: Tensor, weight: Tensor) -> Tensor:
     return _empty_map(dz, weight.shape[1], channels_last)
 
 
-def _weight_gradient(dz: Tensor, x: Tensor) -> Tensor:
+def _normalised_gradient(
+    dz: Tensor, weight: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, invstd: Tensor
+) -> tuple[Tensor, Tensor]:
     from psp_fast.kernels import conv1x1_bn_relu as kernels
 
-    return kernels.matmul_weight_gradient(dz, x)
+    before = kernels.Normalisation(x, scale, shift, mean, invstd, relu=True)
+    g, sums = kernels.matmul_input_gradient(dz, weight, before)
+    assert sums is not None  # with `before` there are sums
+    return g, sums
+
+
+@torch.library.register_fake("psp_fast::pointwise_normalised_gradient")
+def _empty_normalised_gradient(dz: Tensor, weight: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    sums = torch.empty((2, weight.shape[1]), dtype=torch.float32, device=dz.device)
+    return _empty_input_gradient(dz, weight), sums
+
+
+def _weight_gradient(dz: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    from psp_fast.kernels import conv1x1_bn_relu as kernels
+
+    return kernels.matmul_weight_gradient(dz, x, scale, shift, scale is not None)
 
 
 @torch.library.register_fake("psp_fast::pointwise_weight_gradient")
-def _empty_weight_gradient(dz: Tensor, x: Tensor) -> Tensor:
+def _empty_weight_gradient(dz: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     return x.new_empty((dz.shape[1], x.shape[1]))
 
 
@@ -111,6 +143,7 @@ def _empty_map(x: Tensor, channels: int, channels_last: bool) -> Tensor:
 for _name, _implementation in (
     ("statistics", _statistics),
     ("input_gradient", _input_gradient),
+    ("normalised_gradient", _normalised_gradient),
     ("weight_gradient", _weight_gradient),
 ):
     torch.library.impl(f"psp_fast::pointwise_{_name}", _DEVICES, _implementation)

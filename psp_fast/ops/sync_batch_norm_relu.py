@@ -9,12 +9,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from psp_fast.kernels import sync_batch_norm_relu_cuda
 from psp_fast.ops import backend, reference
 
 _OP = "sync_batch_norm_relu"
 _DEVICES = ("cpu", "cuda")
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 backend.register(_OP, "cpu", backend.Kernel("csrc/cpu", _CPU_DTYPES, backend.missing_native))
+backend.register(_OP, "cuda", backend.Kernel("csrc/cuda", _CUDA_DTYPES, backend.missing_cuda))
+backend.register(_OP, "cuda", backend.Kernel("triton", _CUDA_DTYPES, backend.missing_triton))
 
 
 def sync_batch_norm_relu(
@@ -73,14 +77,25 @@ def sync_batch_norm_relu(
             process_group=group,
         )
     count: Tensor | float | None = None
+    mean = invstd = None
     if training:
         _check_count(x, group)
-        mean, invstd, count = batch_statistics(x, running_mean, running_var, momentum, eps, group)
+        if group is None and _in_one_call(x, running_mean, running_var):
+            count = x.numel() // x.shape[1]
+        else:
+            mean, invstd, count = batch_statistics(x, running_mean, running_var, momentum, eps, group)
     else:
         assert running_mean is not None and running_var is not None  # _check has seen to it
         kept = _statistics_dtype(x)
         mean, invstd = running_mean.to(kept), (running_var.to(kept) + eps).rsqrt()
-    return _BatchNormRelu.apply(x, weight, bias, residual, mean, invstd, count, relu, group)
+    running = (running_mean, running_var, momentum, eps)
+    return _BatchNormRelu.apply(x, weight, bias, residual, mean, invstd, count, relu, group, *running)
+
+
+def _in_one_call(x: Tensor, *running: Tensor | None) -> bool:
+    """Whether `batch_norm_forward` can train on x, rather than one op for the statistics and one that applies them."""
+    updatable = all(value is None or (value.dtype == torch.float32 and value.is_contiguous()) for value in running)
+    return updatable and x.numel() > 0 and backend.choose(_OP, x) == "csrc/cuda"
 
 
 def batch_norm_relu_of_statistics(
@@ -103,7 +118,8 @@ def batch_norm_relu_of_statistics(
     _check_count(x, group)
     count = x.shape[0] * x.shape[2] * x.shape[3]
     mean, invstd, total = merge_statistics(stats, count, running_mean, running_var, momentum, eps, group)
-    return _BatchNormRelu.apply(x, weight, bias, residual, mean, invstd, total, relu, group)
+    kept = (None, None, momentum, eps)  # they have been updated
+    return _BatchNormRelu.apply(x, weight, bias, residual, mean, invstd, total, relu, group, *kept)
 
 
 @torch.no_grad()
@@ -264,7 +280,10 @@ def _check(
 
 
 class _BatchNormRelu(torch.autograd.Function):
-    """Normalises by given statistics; `count` is the number of values they are of, None for a frozen layer."""
+    """Normalises by given statistics, or by x's own where mean is None, then updating the running ones.
+
+    `count` is the number of values that the statistics are of, None for a frozen layer.
+    """
 
     @staticmethod
     def forward(
@@ -273,13 +292,22 @@ class _BatchNormRelu(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        mean: Tensor,
-        invstd: Tensor,
+        mean: Tensor | None,
+        invstd: Tensor | None,
         count: Tensor | float | None,
         relu: bool,
         group: dist.ProcessGroup | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
     ) -> Tensor:
-        y = torch.ops.psp_fast.batch_norm_apply(x, mean, invstd, weight, bias, residual, relu)
+        if mean is None:
+            y, mean, invstd = torch.ops.psp_fast.batch_norm_forward(
+                x, weight, bias, residual, running_mean, running_var, momentum, eps, relu
+            )
+        else:
+            y = torch.ops.psp_fast.batch_norm_apply(x, mean, invstd, weight, bias, residual, relu)
         total = count if isinstance(count, Tensor) else None
         ctx.save_for_backward(x, y if relu else None, mean, invstd, weight, total)
         ctx.count, ctx.relu, ctx.group = None if total is not None else count, relu, group
@@ -308,13 +336,18 @@ class _BatchNormRelu(torch.autograd.Function):
             sums[1].to(weight.dtype) if need_weight else None,
             sums[0].to(ctx.bias_dtype) if need_bias else None,
             (g if masked else dy).to(ctx.residual_dtype) if need_residual else None,
-            *[None] * 5,
+            *[None] * 9,
         )
 
 
 _PARAMETERS = "Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias"
 torch.library.define("psp_fast::batch_norm_statistics", "(Tensor x) -> Tensor")
 torch.library.define("psp_fast::batch_norm_apply", f"(Tensor x, {_PARAMETERS}, Tensor? residual, bool relu) -> Tensor")
+torch.library.define(
+    "psp_fast::batch_norm_forward",
+    "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+    "float momentum, float eps, bool relu) -> (Tensor, Tensor, Tensor)",
+)
 torch.library.define(
     "psp_fast::batch_norm_backward_sums", f"(Tensor dy, Tensor x, Tensor? y, {_PARAMETERS}, bool relu) -> Tensor"
 )
@@ -356,6 +389,32 @@ def _apply(
 @torch.library.register_fake("psp_fast::batch_norm_apply")
 def _empty_output(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x, memory_format=_format(x))
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, invstd = _empty_forward(x)
+    maps = {"y": y, "residual": residual}
+    vectors = {"mean": mean, "invstd": invstd, "weight": weight, "bias": bias}
+    running = {"running_mean": running_mean, "running_var": running_var}
+    given = _dense(x, **maps, **vectors, **running)
+    sync_batch_norm_relu_cuda.run("forward", _channels_last(x), relu, given, momentum=momentum, eps=eps)
+    return y, mean, invstd
+
+
+@torch.library.register_fake("psp_fast::batch_norm_forward")
+def _empty_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    vector = torch.empty(x.shape[1], dtype=_statistics_dtype(x), device=x.device)
+    return torch.empty_like(x, memory_format=_format(x)), vector, torch.empty_like(vector)
 
 
 def _backward_sums(
@@ -450,39 +509,55 @@ def _empty_backward(
     return *_empty_gradients(x, residual), _empty_statistics(x)
 
 
+def _channels_last(x: Tensor) -> bool:
+    """Whether what is computed from x is channels_last; a slice of a channels_last map counts as channels_last."""
+    return not x.is_contiguous() and x.stride(1) == 1 and x.shape[1] > 1
+
+
 def _format(x: Tensor) -> torch.memory_format:
-    """The memory format of what is computed from x; a slice of a channels_last map counts as channels_last."""
-    channels_last = not x.is_contiguous() and x.stride(1) == 1 and x.shape[1] > 1
-    return torch.channels_last if channels_last else torch.contiguous_format
+    return torch.channels_last if _channels_last(x) else torch.contiguous_format
 
 
 def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _run(kernel: str, x: Tensor, relu: bool, **arrays: Tensor | None) -> None:
-    """Run one kernel on x and the arrays it takes, whose names are those of BatchNormArgs."""
+def _dense(x: Tensor, **arrays: Tensor | None) -> dict[str, Tensor]:
+    """x and the arrays that are not None: maps in x's layout and type, the others in that of statistics."""
     layout, kept = _format(x), _statistics_dtype(x)
     given = {"x": x, **{name: array for name, array in arrays.items() if array is not None}}
-    for name, array in given.items():
-        if array.dim() == 4:
-            given[name] = array.to(x.dtype).contiguous(memory_format=layout)
-        else:
-            given[name] = array.to(kept).contiguous()
-    n, c, height, width = x.shape
-    getattr(backend.native(), f"batch_norm_{kernel}_cpu")(
-        str(x.dtype).removeprefix("torch."),
-        layout is torch.channels_last,
-        relu,
-        (n, c, height * width),
-        torch.get_num_threads(),
-        **{name: array.data_ptr() for name, array in given.items()},
-    )
+    return {
+        name: array.to(x.dtype).contiguous(memory_format=layout) if array.dim() == 4 else array.to(kept).contiguous()
+        for name, array in given.items()
+    }
+
+
+def _run(kernel: str, x: Tensor, relu: bool, **arrays: Tensor | None) -> None:
+    """Run one kernel on x and the arrays it takes, whose names are those of BatchNormArgs."""
+    given = _dense(x, **arrays)
+    channels_last, implementation = _channels_last(x), backend.choose(_OP, x)
+    if implementation == "csrc/cuda":
+        sync_batch_norm_relu_cuda.run(kernel, channels_last, relu, given)
+    elif x.is_cuda or implementation == "triton":
+        from psp_fast.kernels import sync_batch_norm_relu as kernels
+
+        getattr(kernels, kernel)(channels_last, relu, **given)
+    else:
+        n, c, height, width = x.shape
+        getattr(backend.native(), f"batch_norm_{kernel}_cpu")(
+            str(x.dtype).removeprefix("torch."),
+            channels_last,
+            relu,
+            (n, c, height * width),
+            torch.get_num_threads(),
+            **{name: array.data_ptr() for name, array in given.items()},
+        )
 
 
 for _name, _implementation in (
     ("statistics", _statistics),
     ("apply", _apply),
+    ("forward", _forward),
     ("backward_sums", _backward_sums),
     ("backward_input", _backward_input),
     ("backward", _backward),

@@ -59,6 +59,23 @@ def test_matches_the_block_op_by_op(stride: int, dilation: int, shortcut: bool, 
     assert_same(made, x, 1e-11)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_triton(shortcut: bool, layout: str) -> None:
+    """The last convolution normalises what it reads; near to float64, as the block op by op."""
+    made = block(1, 2, shortcut, torch.float32)
+    for bn in (made.bn1, made.bn2, made.bn3):
+        nn.init.constant_(bn.bias, 4.0)  # far from 0, so that few ReLUs flip
+    x = random(1, 24 if shortcut else 64, 9, 8, layout=layout)
+    for frozen in (False, True):
+        made.bn2.train(not frozen)
+        got, plain = results(made, x, "triton"), results(made, x, "reference")
+        truth = results(made.double(), x.double(), "reference")
+        made.float()
+        for name in truth:
+            assert relative_error(got[name], truth[name]) <= 3 * relative_error(plain[name], truth[name]) + 1e-5, name
+
+
 def test_single_precision() -> None:
     """As near to float64 as the block op by op, but for Winograd's rounding."""
     made = block(dtype=torch.float32)

@@ -14,7 +14,7 @@ from psp_fast.errors import PspFastError
 from psp_fast.ops import backend, reference
 from psp_fast.ops.upsample_argmax import upsample_argmax
 from tests.ops.checks import LAYOUTS, random
-from tests.ops.upsampling import SIZES, assert_classes, logits_with_nan_and_infinity, strided_logits
+from tests.ops.upsampling import BATCHES, FEW_SIZES, SIZES, assert_classes, logits_with_nan_and_infinity, strided_logits
 
 pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -41,27 +41,26 @@ def check(x: Tensor, size: tuple[int, int], align_corners: bool) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_matches_reference(capability: str, dtype: torch.dtype, layout: str, align_corners: bool) -> None:
-    for (h, w), size in SIZES:
-        for n, c in ((1, 1), (2, 5), (1, 67)):
-            check(random(n, c, h, w, dtype=dtype, layout=layout), size, align_corners)
+    for i, ((h, w), size) in enumerate(SIZES):
+        n, c = BATCHES[i % 3]
+        check(random(n, c, h, w, dtype=dtype, layout=layout), size, align_corners)
     check(random(1, 150, 30, 40, dtype=dtype, layout=layout), (59, 313), align_corners)
 
 
 @align
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "layout"), [(torch.float32, "nchw"), (torch.bfloat16, "channels_last")])
 def test_implementations(implementation: str, dtype: torch.dtype, layout: str, align_corners: bool) -> None:
-    for (h, w), size in SIZES:
+    for (h, w), size in FEW_SIZES:
         check(random(2, 5, h, w, dtype=dtype, layout=layout), size, align_corners)
-    check(random(1, 67, 3, 5, dtype=dtype, layout=layout), (17, 33), align_corners)
+    check(random(1, 67, 2, 3, dtype=dtype, layout=layout), (17, 33), align_corners)
 
 
 @pytest.mark.parametrize("classes", [255, 256, 257, 1000])
 def test_label_type_follows_the_number_of_classes(implementation: str, classes: int) -> None:
-    x = random(1, classes, 3, 4)
+    x = random(1, classes, 2, 2)
     x[0, classes - 1, 1] = 100
     check(x, (9, 13), True)
-    assert upsample_argmax(x, (9, 13))[0, 4, 5] == classes - 1
+    assert upsample_argmax(x, (9, 13))[0, 8, 5] == classes - 1
 
 
 def test_first_of_equal_logits(capability: str) -> None:
@@ -73,22 +72,23 @@ def test_first_of_equal_logits(capability: str) -> None:
     assert not upsample_argmax(torch.full((1, 30, 1, 1), -torch.inf), (1, 1)).any()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, in the interpreter
 def test_ties_and_nan_on_every_implementation(implementation: str) -> None:
-    x = random(1, 4, 5, 9).round().repeat(1, 3, 1, 1)
-    assert torch.equal(upsample_argmax(x, (9, 17)), reference.upsample_argmax(x, (9, 17)))
-    broken = logits_with_nan_and_infinity()
-    assert torch.equal(upsample_argmax(broken, (9, 17)), reference.upsample_argmax(broken, (9, 17)))
+    for x in (random(1, 4, 2, 3).round().repeat(1, 20, 1, 1), logits_with_nan_and_infinity()):
+        size = (2 * x.shape[2] - 1, 4 * x.shape[3] - 3)
+        assert torch.equal(upsample_argmax(x, size), reference.upsample_argmax(x, size))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_and_infinity(capability: str, layout: str) -> None:
     x = logits_with_nan_and_infinity().contiguous(memory_format=LAYOUTS[layout])
-    for size in ((5, 9), (9, 17), (17, 33), (33, 65)):
+    for size in ((3, 5), (5, 9), (9, 17), (17, 65)):
         assert torch.equal(upsample_argmax(x, size), reference.upsample_argmax(x, size))
 
 
-def test_strided_inputs(implementation: str) -> None:
-    for x in strided_logits():
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strided_inputs(implementation: str, layout: str) -> None:
+    for x in strided_logits(layout):
         check(x, (19, 10), True)
 
 
@@ -218,5 +218,5 @@ def test_gpu_matches_reference(dtype: torch.dtype, layout: str, align_corners: b
         for n, c in ((1, 1), (2, 5), (1, 300)):
             check(random(n, c, h, w, dtype=dtype, layout=layout).cuda(), size, align_corners)
     check(random(1, 150, 60, 60, dtype=dtype, layout=layout).cuda(), (473, 473), align_corners)
-    broken = logits_with_nan_and_infinity().cuda()
-    assert torch.equal(upsample_argmax(broken, (9, 17)).cpu(), reference.upsample_argmax(broken.cpu(), (9, 17)))
+    broken = logits_with_nan_and_infinity()
+    assert torch.equal(upsample_argmax(broken.cuda(), (9, 17)).cpu(), reference.upsample_argmax(broken, (9, 17)))
