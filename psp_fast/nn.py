@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from psp_fast import ops
 from psp_fast.ops.bottleneck import BatchNorm, runs_bottleneck
 from psp_fast.ops.bottleneck import bottleneck as _bottleneck
+from psp_fast.ops.conv1x1_bn_relu import conv1x1_bn_relu_levels
 from psp_fast.ops.conv3x3 import conv3x3_affine_relu
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -94,9 +95,20 @@ def conv_bn_relu(
             scale, shift = _folded_batch_norm(cast(nn.BatchNorm2d, bn))
             return conv3x3_affine_relu(x, conv.weight, conv.dilation[0], scale, shift, relu)
         return batch_norm_relu(bn, convolve(x, conv), residual=residual, relu=relu)
-    arguments = _batch_norm_arguments(bn, x)
-    arguments["bn_weight"], arguments["bn_bias"] = arguments.pop("weight"), arguments.pop("bias")
-    return ops.conv1x1_bn_relu(x, conv.weight, **arguments, residual=residual, relu=relu)
+    return ops.conv1x1_bn_relu(x, **_layer_arguments(conv, bn, x), residual=residual, relu=relu)
+
+
+def conv_bn_relu_levels(xs: Sequence[Tensor], layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> list[Tensor]:
+    """`conv_bn_relu` of every level with its (convolution, batch norm) pair; alike 1x1 layers run as one op."""
+    alike = all(
+        _is_pointwise(conv)
+        and isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)
+        and conv.weight.shape == layers[0][0].weight.shape
+        for conv, bn in layers
+    )
+    if not alike:
+        return [conv_bn_relu(x, conv, bn) for x, (conv, bn) in zip(xs, layers, strict=True)]
+    return conv1x1_bn_relu_levels(xs, [_layer_arguments(conv, bn, x) for x, (conv, bn) in zip(xs, layers, strict=True)])
 
 
 def trains_bottleneck(x: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> bool:
@@ -161,6 +173,13 @@ def _folded_batch_norm(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     scale = scale if bn.weight is None else scale * bn.weight
     shift = -mean * scale
     return scale, shift if bn.bias is None else shift + bn.bias
+
+
+def _layer_arguments(conv: nn.Conv2d, bn: nn.Module, x: Tensor) -> dict:
+    """The arguments of `ops.conv1x1_bn_relu` that belong to the layers."""
+    arguments = _batch_norm_arguments(cast(nn.BatchNorm2d, bn), x)
+    arguments["bn_weight"], arguments["bn_bias"] = arguments.pop("weight"), arguments.pop("bias")
+    return {"weight": conv.weight, **arguments}
 
 
 def _batch_norm_arguments(bn: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> dict:

@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from psp_fast import ops
-from psp_fast.nn import batch_norm_relu, conv_bn_relu, synced_group
+from psp_fast.nn import batch_norm_relu, conv_bn_relu, conv_bn_relu_levels, synced_group
 
 
 class PyramidPooling(nn.Module):
@@ -43,7 +43,7 @@ class PyramidPooling(nn.Module):
         pooled = ops.pyramid_pool(x, self.bins, self.pool)
         if not self.reduce:
             return list(pooled)
-        levels = []
+        layers = []
         for i, p in enumerate(pooled):
             _, conv, bn, _ = cast(nn.Sequential, self.features[i])
             if p.numel() == p.shape[1] and bn.training and synced_group(bn) is None:
@@ -52,8 +52,8 @@ class PyramidPooling(nn.Module):
                     "of 1 in training: "
                     "use a larger batch, several processes with SyncBatchNorm, or put ppm in eval mode"
                 )
-            levels.append(conv_bn_relu(p, cast(nn.Conv2d, conv), bn))
-        return levels
+            layers.append((cast(nn.Conv2d, conv), bn))
+        return conv_bn_relu_levels(pooled, layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """x and its upsampled levels, concatenated: (N, out_channels, H, W)."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psp_fast.ops import backend, reference
+from psp_fast.ops.conv1x1_bn_relu import conv1x1_bn_relu, conv1x1_bn_relu_levels
 from psp_fast.ops.pointwise import convolve_with_statistics
 from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics
 from tests.ops import checks
@@ -87,6 +88,25 @@ def test_batch_norm_of_the_statistics(layout: str) -> None:
 
     assert_matches(ours, plain, x, weight, scale, shift)
     torch.testing.assert_close(running[0], [statistic.float() for statistic in running[1]])
+
+
+def one_by_one(xs: list[Tensor], layers: list[dict[str, Any]]) -> list[Tensor]:
+    return [conv1x1_bn_relu(x, **layer) for x, layer in zip(xs, layers, strict=True)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_levels_are_as_one_by_one(training: bool) -> None:
+    xs = [random(2, 13, b, b, layout="channels_last") for b in (1, 2, 3)]
+    found = []
+    for run in (conv1x1_bn_relu_levels, one_by_one):
+        layers = []
+        for seed in range(3):
+            var, scale, shift, mean = (random(9, seed=10 * seed + k) for k in range(4))
+            layer = {"weight": random(9, 13, 1, 1, seed=seed), "bn_weight": scale, "bn_bias": shift}
+            layer |= {"running_mean": mean, "running_var": var.square() + 1, "training": training}
+            layers.append({**layer, "momentum": 0.1, "eps": 1e-5, "process_group": None})
+        found.append([*run(xs, layers), *(y["running_mean"] for y in layers), *(y["running_var"] for y in layers)])
+    torch.testing.assert_close(*found)
 
 
 def test_autocast() -> None:
