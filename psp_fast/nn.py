@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from psp_fast import ops
 from psp_fast.ops.bottleneck import BatchNorm, runs_bottleneck
 from psp_fast.ops.bottleneck import bottleneck as _bottleneck
+from psp_fast.ops.conv1x1_bn_relu import conv1x1_bn_relu_levels
 from psp_fast.ops.conv3x3 import conv3x3_affine_relu
-from psp_fast.ops.pointwise import convolve_with_statistics, convolves_with_statistics
 from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -96,15 +96,6 @@ def batch_norm_relu(
     return ops.sync_batch_norm_relu(x, **arguments, residual=residual, relu=relu)
 
 
-def pointwise_bn_relu(xs: Sequence[Tensor], layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> list[Tensor]:
-    """relu(bn(conv(x))) of every map with its own 1x1 convolution and batch norm; in training one launch on a GPU."""
-    trains = all(_is_pointwise(conv) and bn.training for conv, bn in layers)
-    if not (trains and convolves_with_statistics(xs[0])):
-        return [conv_bn_relu(x, conv, bn) for x, (conv, bn) in zip(xs, layers, strict=True)]
-    results = convolve_with_statistics(xs, [conv.weight for conv, _ in layers])
-    return [batch_norm_relu(bn, z, stats=stats) for (z, stats), (_, bn) in zip(results, layers, strict=True)]
-
-
 def conv_bn_relu(
     x: Tensor, conv: nn.Conv2d, bn: nn.Module, *, residual: Tensor | None = None, relu: bool = True
 ) -> Tensor:
@@ -114,9 +105,20 @@ def conv_bn_relu(
             scale, shift = _folded_batch_norm(cast(nn.BatchNorm2d, bn))
             return conv3x3_affine_relu(x, conv.weight, conv.dilation[0], scale, shift, relu)
         return batch_norm_relu(bn, convolve(x, conv), residual=residual, relu=relu)
-    arguments = _batch_norm_arguments(bn, x)
-    arguments["bn_weight"], arguments["bn_bias"] = arguments.pop("weight"), arguments.pop("bias")
-    return ops.conv1x1_bn_relu(x, conv.weight, **arguments, residual=residual, relu=relu)
+    return ops.conv1x1_bn_relu(x, **_layer_arguments(conv, bn, x), residual=residual, relu=relu)
+
+
+def conv_bn_relu_levels(xs: Sequence[Tensor], layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> list[Tensor]:
+    """`conv_bn_relu` of every level with its (convolution, batch norm) pair; alike 1x1 layers run as one op."""
+    alike = all(
+        _is_pointwise(conv)
+        and isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)
+        and conv.weight.shape == layers[0][0].weight.shape
+        for conv, bn in layers
+    )
+    if not alike:
+        return [conv_bn_relu(x, conv, bn) for x, (conv, bn) in zip(xs, layers, strict=True)]
+    return conv1x1_bn_relu_levels(xs, [_layer_arguments(conv, bn, x) for x, (conv, bn) in zip(xs, layers, strict=True)])
 
 
 def trains_bottleneck(x: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> bool:
@@ -181,6 +183,13 @@ def _folded_batch_norm(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     scale = scale if bn.weight is None else scale * bn.weight
     shift = -mean * scale
     return scale, shift if bn.bias is None else shift + bn.bias
+
+
+def _layer_arguments(conv: nn.Conv2d, bn: nn.Module, x: Tensor) -> dict:
+    """The arguments of `ops.conv1x1_bn_relu` that belong to the layers."""
+    arguments = _batch_norm_arguments(cast(nn.BatchNorm2d, bn), x)
+    arguments["bn_weight"], arguments["bn_bias"] = arguments.pop("weight"), arguments.pop("bias")
+    return {"weight": conv.weight, **arguments}
 
 
 def _batch_norm_arguments(bn: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> dict:

@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from psp_fast import ops
-from psp_fast.nn import batch_norm_relu, conv_bn_relu, pointwise_bn_relu, synced_group
+from psp_fast.nn import batch_norm_relu, conv_bn_relu, conv_bn_relu_levels, synced_group
 from psp_fast.ops.pyramid_conv3x3 import gathers_statistics, pyramid_conv3x3_statistics
 
 
@@ -44,15 +44,17 @@ class PyramidPooling(nn.Module):
         pooled = ops.pyramid_pool(x, self.bins, self.pool)
         if not self.reduce:
             return list(pooled)
-        layers = [(cast(nn.Conv2d, feature[1]), feature[2]) for feature in cast(Sequence[nn.Sequential], self.features)]
-        for i, (p, (_, bn)) in enumerate(zip(pooled, layers, strict=True)):
+        layers = []
+        for i, p in enumerate(pooled):
+            _, conv, bn, _ = cast(nn.Sequential, self.features[i])
             if p.numel() == p.shape[1] and bn.training and synced_group(bn) is None:
                 raise ValueError(
                     f"ppm.features.{i}.2: batch norm of bin {self.bins[i]} sees one value per channel with a batch "
                     "of 1 in training: "
                     "use a larger batch, several processes with SyncBatchNorm, or put ppm in eval mode"
                 )
-        return pointwise_bn_relu(pooled, layers)
+            layers.append((cast(nn.Conv2d, conv), bn))
+        return conv_bn_relu_levels(pooled, layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """x and its upsampled levels, concatenated: (N, out_channels, H, W)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from psp_fast.ops import backend, reference
-from psp_fast.ops.pointwise import convolve_with_statistics, convolves_with_statistics
+from psp_fast.ops.pointwise import convolve_with_statistics
 from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics, sync_batch_norm_relu
 
 _OP = "conv1x1_bn_relu"
@@ -62,7 +63,7 @@ def conv1x1_bn_relu(
         folded = _folded(x, weight, bn_weight, bn_bias, running_mean, running_var, eps)
         convolve = _convolve_triton if backend.choose(_OP, x) == "triton" else _convolve_onednn
         return convolve(x, folded, residual, relu)
-    if training and convolves_with_statistics(x):
+    if training and _gathers_statistics(x):
         ((z, stats),) = convolve_with_statistics([x], [weight])
         return batch_norm_relu_of_statistics(
             z,
@@ -91,6 +92,31 @@ def conv1x1_bn_relu(
         relu=relu,
         process_group=process_group,
     )
+
+
+def conv1x1_bn_relu_levels(xs: Sequence[Tensor], layers: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """`conv1x1_bn_relu(x, **layer)` for every level of a pyramid, its products in one launch in training on Triton.
+
+    Levels differ in H and W, layers in their tensors alone; without residual, with ReLU.
+    """
+    if not (all(layer["training"] for layer in layers) and _gathers_statistics(xs[0])):
+        return [conv1x1_bn_relu(x, **layer) for x, layer in zip(xs, layers, strict=True)]
+    results = convolve_with_statistics(xs, [layer["weight"] for layer in layers])
+    tensors, options = ("bn_weight", "bn_bias", "running_mean", "running_var"), ("momentum", "eps", "process_group")
+    return [
+        batch_norm_relu_of_statistics(
+            *(z, stats, *(layer[name] for name in tensors)),
+            **{name: layer[name] for name in options},
+            residual=None,
+            relu=True,
+        )
+        for (z, stats), layer in zip(results, layers, strict=True)
+    ]
+
+
+def _gathers_statistics(x: Tensor) -> bool:
+    """Whether the product's kernel gathers what batch norm needs."""
+    return backend.choose(_OP, x) == "triton" and backend.choose("sync_batch_norm_relu", x) != "reference"
 
 
 def _check(x: Tensor, weight: Tensor, vectors: dict[str, Tensor | None], residual: Tensor | None) -> None:

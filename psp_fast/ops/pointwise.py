@@ -12,16 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from psp_fast.ops import backend
-
 _DEVICES = ("cpu", "cuda")  # CPU tensors run in Triton's interpreter
-
-
-def convolves_with_statistics(x: Tensor) -> bool:
-    """Whether there are kernels for x."""
-    return all(
-        backend.choose(op, x) not in ("reference", "oneDNN") for op in ("conv1x1_bn_relu", "sync_batch_norm_relu")
-    )
 
 
 def convolve_with_statistics(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

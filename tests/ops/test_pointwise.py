@@ -11,9 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psp_fast.ops import backend, reference
+from psp_fast.ops.conv1x1_bn_relu import conv1x1_bn_relu, conv1x1_bn_relu_levels
 from psp_fast.ops.pointwise import convolve_with_statistics
 from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics
-from tests.ops.checks import LAYOUTS, assert_matches, random, relative_error
+from tests.ops import checks
+from tests.ops.checks import LAYOUTS, assert_matches, relative_error
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # CPU tensors run in Triton's interpreter
 
 pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads", "triton")
 
@@ -22,6 +26,10 @@ pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads", "triton")
 def triton() -> Iterator[None]:
     with backend.use("triton"):
         yield
+
+
+def random(*shape: int, **kind: Any) -> Tensor:
+    return checks.random(*shape, **kind).to(DEVICE)
 
 
 def operands(
@@ -65,7 +73,7 @@ def test_five_levels_are_two_launches() -> None:
 def test_batch_norm_of_the_statistics(layout: str) -> None:
     x, weight = operands(layout=layout)
     scale, shift = random(9, seed=2), random(9, seed=3)
-    running = [[torch.zeros(9), torch.ones(9)] for _ in range(2)]
+    running = [[torch.zeros(9, device=DEVICE), torch.ones(9, device=DEVICE)] for _ in range(2)]
 
     def ours(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         ((z, stats),) = convolve_with_statistics([x], [weight])
@@ -82,9 +90,28 @@ def test_batch_norm_of_the_statistics(layout: str) -> None:
     torch.testing.assert_close(running[0], [statistic.float() for statistic in running[1]])
 
 
+def one_by_one(xs: list[Tensor], layers: list[dict[str, Any]]) -> list[Tensor]:
+    return [conv1x1_bn_relu(x, **layer) for x, layer in zip(xs, layers, strict=True)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_levels_are_as_one_by_one(training: bool) -> None:
+    xs = [random(2, 13, b, b, layout="channels_last") for b in (1, 2, 3)]
+    found = []
+    for run in (conv1x1_bn_relu_levels, one_by_one):
+        layers = []
+        for seed in range(3):
+            var, scale, shift, mean = (random(9, seed=10 * seed + k) for k in range(4))
+            layer = {"weight": random(9, 13, 1, 1, seed=seed), "bn_weight": scale, "bn_bias": shift}
+            layer |= {"running_mean": mean, "running_var": var.square() + 1, "training": training}
+            layers.append({**layer, "momentum": 0.1, "eps": 1e-5, "process_group": None})
+        found.append([*run(xs, layers), *(y["running_mean"] for y in layers), *(y["running_var"] for y in layers)])
+    torch.testing.assert_close(*found)
+
+
 def test_autocast() -> None:
     x, weight = operands()
-    with torch.autocast("cpu", dtype=torch.float16):
+    with torch.autocast(DEVICE, dtype=torch.float16):
         z = convolve(x, weight.requires_grad_())
         assert z.dtype == torch.float16
         (dweight,) = torch.autograd.grad(z.float().sum(), weight)

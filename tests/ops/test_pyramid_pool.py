@@ -20,23 +20,11 @@ BINS = (1, 2, 3, 6)
 SIDES = [(1, 1), (1, 9), (9, 1), (2, 5), (13, 17), (64, 64), (60, 60), (90, 90)]
 MODES = ["avg", "max"]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-CAPABILITIES = ["baseline", "avx2", "avx512"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-14}
 
 pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads")
+in_the_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="CPU tensors run in Triton's interpreter")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(params=CAPABILITIES)
-def capability(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a test on every instruction set that this CPU has."""
-    native = backend.native()
-    if request.param not in native.cpu_capabilities():
-        pytest.skip(f"this CPU or build has no {request.param}")
-    before = native.cpu_capability()
-    native.set_cpu_capability(request.param)
-    yield request.param
-    native.set_cpu_capability(before)
 
 
 @pytest.fixture(params=["auto", "triton"])
@@ -99,6 +87,7 @@ def test_matches_reference(capability: str, dtype: torch.dtype, mode: str, layou
             assert_matches(make_map(n, c, height, width, dtype=dtype, layout=layout), BINS, mode)
 
 
+@in_the_interpreter
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -112,6 +101,7 @@ def test_triton_matches_reference(
             assert_matches(make_map(n, c, height, width, dtype=dtype, layout=layout), (1, 2, 3), mode)
 
 
+@in_the_interpreter
 @pytest.mark.parametrize("mode", MODES)
 def test_triton_tiles_are_shorter_than_windows(mode: str) -> None:
     with backend.use("triton"):
@@ -134,6 +124,7 @@ def test_other_bins(bins: tuple[int, ...], mode: str) -> None:
         assert_matches(make_map(2, 5, 13, 17, layout=layout), bins, mode)
 
 
+@in_the_interpreter
 @pytest.mark.parametrize("bins", [(3,), (4, 1, 4), (2, 1, 1, 1, 1, 1)])
 @pytest.mark.parametrize("mode", MODES)
 def test_triton_takes_any_bins(bins: tuple[int, ...], mode: str) -> None:
@@ -195,6 +186,7 @@ def test_nan_and_infinity(capability: str, mode: str, layout: torch.memory_forma
     assert_handles_nan_and_infinity(make_map(1, 6, 13, 17), mode, layout)
 
 
+@in_the_interpreter
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy's, in the interpreter
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
@@ -227,6 +219,7 @@ def test_max_gradient_goes_to_the_first_of_equals(capability: str, layout: torch
     assert_picks_the_first_of_equals(make_map(2, 20, 13, 17, layout=layout), BINS)
 
 
+@in_the_interpreter
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
 def test_triton_max_gradient_goes_to_the_first_of_equals(layout: torch.memory_format) -> None:
     with backend.use("triton"):
