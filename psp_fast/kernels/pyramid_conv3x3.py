@@ -82,7 +82,7 @@ def _products(level: Tensor, weight: Tensor) -> Tensor:
         by_output = weight.float().reshape(outputs, channels, 9)
         products = torch.bmm(_cells(level).expand(outputs, -1, -1), by_output)
         products = products.view(outputs, n, height, width, 3, 3).permute(4, 5, 1, 2, 3, 0)
-    return products.permute(2, 0, 3, 1, 4, 5).reshape(n, 3 * height, 3 * width, outputs)
+    return products.permute(2, 0, 3, 1, 4, 5).contiguous().view(n, 3 * height, 3 * width, outputs)
 
 
 def _cells(level: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def _add_rows(rows: Tensor, out: Tensor, axis: Axis, statistics: Tensor | None) 
         out,
         axis.near,
         axis.share,
-        axis.count,
+        axis.counts,
         parts,
         axis.near.shape[1],
         rows.shape[1],
@@ -161,7 +161,7 @@ def add_rows_kernel(
     out,
     near,
     share,
-    count,
+    counts,
     parts,
     terms,
     lines,
@@ -185,7 +185,7 @@ def add_rows_kernel(
     to = n * stride_n + c[None, :].to(tl.int64) * stride_c + h.to(tl.int64) * stride_h + w[:, None] * stride_w
     total = tl.zeros((BLOCK_W, BLOCK_C), dtype=tl.float32)
     at = n * lines * width * channels + w[:, None] * channels + c[None, :]
-    total = mix_rows(rows, near, share, count, terms, h, total, at, mask, width * channels)
+    total = mix_rows(rows, near, share, counts, terms, h, total, at, mask, width * channels)
     result = (tl.load(out + to, mask=mask, other=0.0).to(tl.float32) + total).to(out.dtype.element_ty)
     tl.store(out + to, result, mask=mask)
     if STATISTICS:
