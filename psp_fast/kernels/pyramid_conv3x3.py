@@ -55,20 +55,18 @@ def backward(
     with torch.cuda.device_of(dy):
         rows = _empty_rows(dy, levels)
         gather_rows(dy, rows, _axis_y(dy, levels, align_corners))
-        all_lines, weights = _split_lines(rows, levels), _split(weight, levels)
-        for i, (level, lines, part) in enumerate(zip(levels, all_lines, weights, strict=True)):
+        dweights = [None] * len(levels) if dweight is None else _split(dweight, levels)
+        for i, (level, lines, dpart) in enumerate(zip(levels, _split_lines(rows, levels), dweights, strict=True)):
             n, _, height, width = level.shape
             products = torch.empty((n, 3 * height, 3 * width, dy.shape[1]), dtype=torch.float32, device=dy.device)
             gather_columns(lines, products, make_axis(dy.shape[3], (width,), 3, align_corners, dy.device))
-            by_tap = (
-                products.view(n, 3, height, 3, width, -1).permute(1, 3, 0, 2, 4, 5).reshape(9, n * height * width, -1)
-            )
+            by_tap = products.view(n, 3, height, 3, width, -1).permute(1, 3, 0, 2, 4, 5).reshape(9, -1, dy.shape[1])
             if dlevels:
-                cells = torch.bmm(by_tap, _taps(part).transpose(1, 2)).sum(0)
+                cells = torch.bmm(by_tap, _taps(_split(weight, levels)[i]).transpose(1, 2)).sum(0)
                 dlevels[i].copy_(cells.view(n, height, width, -1).permute(0, 3, 1, 2))
-            if dweight is not None:
+            if dpart is not None:
                 taps = torch.bmm(by_tap.transpose(1, 2), _cells(level).expand(9, -1, -1))
-                _split(dweight, levels)[i].copy_(taps.unflatten(0, (3, 3)).permute(2, 3, 0, 1))
+                dpart.copy_(taps.unflatten(0, (3, 3)).permute(2, 3, 0, 1))
 
 
 def _products(level: Tensor, weight: Tensor) -> Tensor:
