@@ -10,6 +10,8 @@ PyramidWeight pyramid_weight(uintptr_t address, const Sizes& strides) {
   return {pointer<void>(address), strides[0], strides[1], strides[2], strides[3]};
 }
 
+int64_t elements_of(const Sizes& sizes) { return sizes[0] * sizes[1] * sizes[2] * sizes[3]; }
+
 void forward_cpu(const std::string& dtype, const std::string& weight_dtype, bool align_corners, const Sizes& sizes,
                  uintptr_t map, const Sizes& map_strides, const std::vector<Level>& levels, uintptr_t weight,
                  const Sizes& weight_strides, uintptr_t statistics, int threads) {
@@ -27,7 +29,7 @@ void forward_cpu(const std::string& dtype, const std::string& weight_dtype, bool
                              pointer<float>(statistics),
                              nullptr,
                              {},
-                             threads};
+                             useful_threads(elements_of(sizes), threads)};
   PSP_FAST_CALL_CPU_KERNEL(pyramid_conv3x3_forward, args)
 }
 
@@ -49,7 +51,7 @@ void backward_cpu(const std::string& dtype, const std::string& weight_dtype, boo
                              nullptr,
                              outputs.empty() ? nullptr : outputs.data(),
                              pyramid_weight(weight_gradient, weight_gradient_strides),
-                             threads};
+                             useful_threads(elements_of(sizes), threads)};
   PSP_FAST_CALL_CPU_KERNEL(pyramid_conv3x3_backward, args)
 }
 

@@ -26,7 +26,7 @@ class Axis(NamedTuple):
     """(length, terms), int32: the line of each term, -1 behind the last."""
     share: Tensor
     """(length, terms), fp32: the weight of each term."""
-    terms: Tensor
+    counts: Tensor
     """(length), int32: how many terms there are."""
     span: Tensor
     """(lines, 2), int32: first and end position that have a line among their terms."""
@@ -81,7 +81,7 @@ def blocks(stride_c: int) -> dict[str, int]:
 
 
 def expand_columns(cells: Tensor, rows: Tensor, axis: Axis) -> None:
-    """Fill rows (N, R, W, C), dense but for N, with cells (N, R, lines, C), any strides, interpolated along x."""
+    """Fill rows (N, R, W, C), dense but for N, with cells (N, R, lines, C), dense, interpolated along x."""
     n, count, width, channels = rows.shape
     block = blocks(1)
     grid = (n * count, triton.cdiv(width, block["BLOCK_W"]), triton.cdiv(channels, block["BLOCK_C"]))
@@ -92,9 +92,9 @@ def expand_columns(cells: Tensor, rows: Tensor, axis: Axis) -> None:
         axis.share,
         axis.near.shape[1],
         count,
+        cells.shape[2],
         width,
         channels,
-        *cells.stride(),
         rows.stride(0),
         num_warps=NUM_WARPS,
         **block,
@@ -109,12 +109,9 @@ def expand_columns_kernel(
     share,
     terms,
     count,
+    lines,
     width,
     channels,
-    stride_n,
-    stride_r,
-    stride_j,
-    stride_c,
     stride_rows,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -127,7 +124,7 @@ def expand_columns_kernel(
     for k in range(terms):
         j = tl.load(near + w * terms + k, mask=w < width, other=-1)
         u = tl.load(share + w * terms + k, mask=w < width, other=0.0)
-        at = n * stride_n + r * stride_r + j[:, None] * stride_j + c[None, :] * stride_c
+        at = (tl.program_id(0).to(tl.int64) * lines + j[:, None]) * channels + c[None, :]
         value = tl.load(cells + at, mask=(j >= 0)[:, None] & (c < channels)[None, :], other=0.0)
         total += u[:, None] * value.to(tl.float32)
     at = n * stride_rows + (r * width + w[:, None]) * channels + c[None, :]
@@ -135,9 +132,9 @@ def expand_columns_kernel(
 
 
 @triton.jit
-def mix_rows(rows, near, share, count, terms, h, total, at, mask, line):
+def mix_rows(rows, near, share, counts, terms, h, total, at, mask, line):
     """total plus the terms of row h of a map; `at` leads from a line of rows, `line` elements long, to the tile."""
-    for k in range(tl.load(count + h)):
+    for k in range(tl.load(counts + h)):
         r = tl.load(near + h * terms + k)
         u = tl.load(share + h * terms + k)
         total += u * tl.load(rows + r.to(tl.int64) * line + at, mask=mask, other=0.0)

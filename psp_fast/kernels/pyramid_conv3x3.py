@@ -55,20 +55,18 @@ def backward(
     with torch.cuda.device_of(dy):
         rows = _empty_rows(dy, levels)
         gather_rows(dy, rows, _axis_y(dy, levels, align_corners))
-        all_lines, weights = _split_lines(rows, levels), _split(weight, levels)
-        for i, (level, lines, part) in enumerate(zip(levels, all_lines, weights, strict=True)):
+        dweights = [None] * len(levels) if dweight is None else _split(dweight, levels)
+        for i, (level, lines, dpart) in enumerate(zip(levels, _split_lines(rows, levels), dweights, strict=True)):
             n, _, height, width = level.shape
             products = torch.empty((n, 3 * height, 3 * width, dy.shape[1]), dtype=torch.float32, device=dy.device)
             gather_columns(lines, products, make_axis(dy.shape[3], (width,), 3, align_corners, dy.device))
-            by_tap = (
-                products.view(n, 3, height, 3, width, -1).permute(1, 3, 0, 2, 4, 5).reshape(9, n * height * width, -1)
-            )
+            by_tap = products.view(n, 3, height, 3, width, -1).permute(1, 3, 0, 2, 4, 5).reshape(9, -1, dy.shape[1])
             if dlevels:
-                cells = torch.bmm(by_tap, _taps(part).transpose(1, 2)).sum(0)
+                cells = torch.bmm(by_tap, _taps(_split(weight, levels)[i]).transpose(1, 2)).sum(0)
                 dlevels[i].copy_(cells.view(n, height, width, -1).permute(0, 3, 1, 2))
-            if dweight is not None:
+            if dpart is not None:
                 taps = torch.bmm(by_tap.transpose(1, 2), _cells(level).expand(9, -1, -1))
-                _split(dweight, levels)[i].copy_(taps.unflatten(0, (3, 3)).permute(2, 3, 0, 1))
+                dpart.copy_(taps.unflatten(0, (3, 3)).permute(2, 3, 0, 1))
 
 
 def _products(level: Tensor, weight: Tensor) -> Tensor:
@@ -82,7 +80,7 @@ def _products(level: Tensor, weight: Tensor) -> Tensor:
         by_output = weight.float().reshape(outputs, channels, 9)
         products = torch.bmm(_cells(level).expand(outputs, -1, -1), by_output)
         products = products.view(outputs, n, height, width, 3, 3).permute(4, 5, 1, 2, 3, 0)
-    return products.permute(2, 0, 3, 1, 4, 5).reshape(n, 3 * height, 3 * width, outputs)
+    return products.permute(2, 0, 3, 1, 4, 5).contiguous().view(n, 3 * height, 3 * width, outputs)
 
 
 def _cells(level: Tensor) -> Tensor:
@@ -126,7 +124,7 @@ def _add_rows(rows: Tensor, out: Tensor, axis: Axis, statistics: Tensor | None) 
         out,
         axis.near,
         axis.share,
-        axis.terms,
+        axis.counts,
         parts,
         axis.near.shape[1],
         rows.shape[1],
@@ -161,7 +159,7 @@ def add_rows_kernel(
     out,
     near,
     share,
-    count,
+    counts,
     parts,
     terms,
     lines,
@@ -185,7 +183,7 @@ def add_rows_kernel(
     to = n * stride_n + c[None, :].to(tl.int64) * stride_c + h.to(tl.int64) * stride_h + w[:, None] * stride_w
     total = tl.zeros((BLOCK_W, BLOCK_C), dtype=tl.float32)
     at = n * lines * width * channels + w[:, None] * channels + c[None, :]
-    total = mix_rows(rows, near, share, count, terms, h, total, at, mask, width * channels)
+    total = mix_rows(rows, near, share, counts, terms, h, total, at, mask, width * channels)
     result = (tl.load(out + to, mask=mask, other=0.0).to(tl.float32) + total).to(out.dtype.element_ty)
     tl.store(out + to, result, mask=mask)
     if STATISTICS:

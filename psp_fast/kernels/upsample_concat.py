@@ -34,7 +34,7 @@ def forward(x: Tensor, levels: Sequence[Tensor], out: Tensor, align_corners: boo
             channels, cells_y, cells_x = level.shape[1:]
             rows = torch.empty((n, cells_y, width, channels), dtype=torch.float32, device=x.device)
             columns = make_axis(width, (cells_x,), 1, align_corners, x.device)
-            expand_columns(level.permute(0, 2, 3, 1), rows, columns)
+            expand_columns(level.permute(0, 2, 3, 1).contiguous(), rows, columns)
             axis = make_axis(height, (cells_y,), 1, align_corners, x.device)
             _write_rows(rows, out[:, first : first + channels], axis)
             first += channels
@@ -66,7 +66,7 @@ def _write_rows(rows: Tensor, out: Tensor, axis: Axis) -> None:
         out,
         axis.near,
         axis.share,
-        axis.terms,
+        axis.counts,
         axis.near.shape[1],
         rows.shape[1],
         height,
@@ -84,7 +84,7 @@ def write_rows_kernel(
     out,
     near,
     share,
-    count,
+    counts,
     terms,
     lines,
     height,
@@ -104,6 +104,6 @@ def write_rows_kernel(
     mask = (w < width)[:, None] & (c < channels)[None, :]
     total = tl.zeros((BLOCK_W, BLOCK_C), dtype=tl.float32)
     at = n * lines * width * channels + w[:, None] * channels + c[None, :]
-    total = mix_rows(rows, near, share, count, terms, h, total, at, mask, width * channels)
+    total = mix_rows(rows, near, share, counts, terms, h, total, at, mask, width * channels)
     to = n * stride_n + c[None, :].to(tl.int64) * stride_c + h.to(tl.int64) * stride_h + w[:, None] * stride_w
     tl.store(out + to, total, mask=mask)

@@ -199,19 +199,20 @@ def _backward(
     align_corners: bool,
     mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    need_x, need_weight, need_levels = mask
     channels = x.shape[1]
-    dx, dweight, _ = _empty_gradients(dy, x, pyramid, weight, align_corners, mask)
+    dx, dweight = x.new_empty(0), torch.empty_like(weight) if need_weight else weight.new_empty(0)
     levels = [_accumulated(level, x) for level in pyramid]
-    dlevels = [torch.empty_like(level) for level in levels] if mask[2] else []
+    sums = [torch.empty_like(level) for level in levels] if need_levels else []
     with torch.autocast(x.device.type, enabled=False):
-        if mask[0] or mask[1]:
-            own = dweight[:, :channels] if mask[1] else None
+        if need_x or need_weight:
+            own = dweight[:, :channels] if need_weight else None
             conv_dx = _convolution_backward(dy, x, weight[:, :channels].to(x.dtype), own, mask[:2])
             dx = dx if conv_dx is None else conv_dx.contiguous(memory_format=_output_format(x, weight))
-        if mask[1] or mask[2]:
-            dshare = dweight[:, channels:] if mask[1] else None
-            _run_backward(dy, levels, weight[:, channels:], dlevels, dshare, align_corners)
-    return dx, dweight, [total.to(level.dtype) for total, level in zip(dlevels, pyramid, strict=False)]
+        if need_weight or need_levels:
+            share = dweight[:, channels:] if need_weight else None
+            _run_backward(dy, levels, weight[:, channels:], sums, share, align_corners)
+    return dx, dweight, [total.to(level.dtype) for total, level in zip(sums, pyramid, strict=False)]
 
 
 @torch.library.register_fake("psp_fast::pyramid_conv3x3_backward")

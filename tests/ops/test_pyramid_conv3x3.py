@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -17,7 +20,9 @@ from tests.ops.checks import LAYOUTS, TOLERANCE, assert_matches, outputs_and_gra
 SQUARE = ((4, 1, 1), (3, 2, 2), (7, 3, 3), (5, 6, 6))
 ODD = ((5, 1, 4), (1, 3, 2), (37, 7, 5))
 SIDES = [(1, 1), (1, 9), (9, 1), (2, 5), (13, 17), (60, 60), (64, 64), (90, 90)]
-SMALL_SIDES = [(1, 1), (1, 9), (7, 5)]
+# For what also runs in Triton's slow interpreter.
+TINY = ((2, 1, 2), (3, 2, 1))
+TINY_SIDES = [(1, 1), (5, 3)]
 
 pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -73,7 +78,7 @@ def test_matches_reference(capability: str, dtype: torch.dtype, align_corners: b
         check(make_inputs(2, 3, height, width, 5, (ODD, SQUARE)[i % 2], dtype, layout), align_corners)
 
 
-@pytest.mark.parametrize("channels", [1, 16, 33])
+@pytest.mark.parametrize("channels", [1, 16, 67])
 def test_channel_counts(capability: str, channels: int) -> None:
     for layout in LAYOUTS:
         sizes = ((channels, 2, 2), (channels + 1, 3, 3), (channels + 30, 1, 1))
@@ -84,72 +89,78 @@ def test_channel_counts(capability: str, channels: int) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_matches_reference_on_every_implementation(implementation: str, align_corners: bool, layout: str) -> None:
-    for height, width in SMALL_SIDES:
-        for sizes in (SQUARE, ODD, ()):
-            check(make_inputs(2, 3, height, width, 5, sizes, layout=layout), align_corners)
+    for height, width in TINY_SIDES:
+        check(make_inputs(2, 3, height, width, 5, TINY, layout=layout), align_corners)
 
 
-def test_half_precision(implementation: str) -> None:
-    for dtype in (torch.bfloat16, torch.float16):
-        for layout in LAYOUTS:
-            check(make_inputs(2, 3, 7, 5, 6, SQUARE, dtype, layout))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(implementation: str, dtype: torch.dtype) -> None:
+    if implementation == "triton" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter truncates to bf16, which no GPU does")
+    for layout in LAYOUTS:
+        check(make_inputs(2, 3, 5, 3, 6, TINY, dtype, layout))
+
+
+def test_no_levels(implementation: str) -> None:
+    check(make_inputs(2, 3, 4, 5, 6, ()))
 
 
 def test_strided_inputs(implementation: str) -> None:
     for layout in LAYOUTS:
-        whole, cells = random(2, 10, 14, 12, layout=layout), random(2, 9, 6, 6, layout=layout, seed=3)
+        whole, cells = random(2, 10, 6, 4, layout=layout), random(2, 9, 2, 2, layout=layout, seed=3)
         weights = random(8, 40, 5, 4, layout=layout)
-        for view in (
-            whole[:, 2:7],
+        views = [
+            whole[:, 2:7, :3],
             whole[:, :, ::2, ::3],
-            whole[:1].expand(2, 10, 14, 12),
-            whole[:, :, :, :1].expand(2, 10, 14, 7),
-            whole.transpose(2, 3),
-        ):
-            levels = [cells[:, 1:4], cells.transpose(1, 2)[:, :2], cells[:, :, ::2, :1]]
-            channels = view.shape[1] + 14
-            weight = weights[1:6, :channels, 1:4, :3]
-            check([view, weight, *levels])
+            whole[:1].expand(2, 10, 6, 4),
+            whole[:, :, :, :1].expand(2, 10, 6, 7),
+            whole.transpose(2, 3)[:, :, :, :5],
+        ]
+        for view in views[:1] if implementation == "triton" else views:
+            levels = [cells[:, 1:4], cells[:1].transpose(2, 3).expand(2, 9, 2, 2), cells.transpose(1, 2)[:, :, ::2, :1]]
+            weight = weights[1:6, : view.shape[1] + 14, 1:4, :3]
             check([view, weight.transpose(2, 3), *levels])
 
 
 def test_strided_gradients(implementation: str) -> None:
     """A gradient that is expanded, sliced or transposed, as sums and indexing make them."""
-    for layout in LAYOUTS:
-        inputs = leaves(make_inputs(2, 3, 7, 5, 6, SQUARE, torch.float32, layout))
-        for loss in (
-            lambda y: y.sum(),
-            lambda y: y[:, 2:5, 1:].square().sum(),
-            lambda y: y.transpose(2, 3).sin().sum(),
-        ):
-            got = torch.autograd.grad(loss(with_levels(pyramid_conv3x3)(*inputs)), inputs)
-            want = torch.autograd.grad(loss(with_levels(reference.pyramid_conv3x3)(*inputs)), inputs)
-            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+    losses = [lambda y: y.sum(), lambda y: y[:, 2:5, 1:].square().sum(), lambda y: y.transpose(2, 3).sin().sum()]
+    for layout, loss in itertools.product(LAYOUTS, losses):
+        inputs = leaves(make_inputs(2, 3, 4, 3, 6, TINY[:1], layout=layout))
+        got = torch.autograd.grad(loss(with_levels(pyramid_conv3x3)(*inputs)), inputs)
+        want = torch.autograd.grad(loss(with_levels(reference.pyramid_conv3x3)(*inputs)), inputs)
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
 def test_memory_format_is_kept(implementation: str) -> None:
     for layout, memory_format in LAYOUTS.items():
-        inputs = leaves(make_inputs(2, 8, 9, 6, 4, layout=layout))
+        inputs = leaves(make_inputs(2, 8, 5, 3, 4, TINY, layout=layout))
         y, dx, dweight, *_ = outputs_and_gradients(with_levels(pyramid_conv3x3), inputs, torch.float32)
         assert all(t.is_contiguous(memory_format=memory_format) for t in (y, dx, dweight))
 
 
+def check_statistics(inputs: Sequence[Tensor]) -> None:
+    x, weight, *levels = leaves(inputs)
+    x.data += 100  # deviations must not come from a difference of large numbers
+    out, statistics = pyramid_conv3x3_statistics(x, levels, weight)
+    assert torch.equal(out, pyramid_conv3x3(x, levels, weight))
+    assert not statistics.requires_grad and statistics.dtype == torch.float32
+    exact = out.detach().double()
+    mean = exact.mean((0, 2, 3))
+    assert relative_error(statistics[0], mean) < TOLERANCE[torch.float32]
+    deviations = (exact - mean.view(-1, 1, 1)).square().sum((0, 2, 3))
+    assert relative_error(statistics[1], deviations) < TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_statistics(implementation: str, capability: str, layout: str) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        for align_corners in (True, False):
-            x, weight, *levels = leaves(make_inputs(3, 3, 7, 10, 21, dtype=dtype, layout=layout))
-            x.data += 100  # deviations must not come from a difference of large numbers
-            out, statistics = pyramid_conv3x3_statistics(x, levels, weight, align_corners)
-            assert torch.equal(out, pyramid_conv3x3(x, levels, weight, align_corners))
-            assert not statistics.requires_grad and statistics.dtype == torch.float32
-            exact = out.detach().double()
-            mean = exact.mean((0, 2, 3))
-            assert relative_error(statistics[0], mean) < TOLERANCE[torch.float32]
-            deviations = (exact - mean.view(-1, 1, 1)).square().sum((0, 2, 3))
-            assert relative_error(statistics[1], deviations) < TOLERANCE[torch.float32]
-            (dx,) = torch.autograd.grad(out.float().square().sum(), x)
-            assert dx.shape == x.shape
+def test_statistics(capability: str, layout: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        check_statistics(make_inputs(3, 3, 7, 10, 21, dtype=dtype, layout=layout))
+
+
+def test_statistics_on_every_implementation(implementation: str) -> None:
+    check_statistics(make_inputs(2, 3, 2, 18, 5, TINY[:1], layout="channels_last"))  # more than one tile a row
+    check_statistics(make_inputs(1, 3, 66, 1, 17, TINY[:1]))  # more tiles than are merged at a time
 
 
 def test_statistics_of_the_reference() -> None:
@@ -160,11 +171,12 @@ def test_statistics_of_the_reference() -> None:
     torch.testing.assert_close((out, statistics), want)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in Triton's interpreter
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_and_infinity(implementation: str, layout: str) -> None:
-    inputs = make_inputs(1, 3, 15, 12, 4, layout=layout)
-    inputs[0][0, 0, 3, 4] = inputs[5][0, 1, 0, 1] = torch.nan
-    inputs[5][0, 3, 5, 5] = torch.inf
+    inputs = make_inputs(1, 3, 13, 12, 4, ((2, 1, 1), (3, 5, 5)), layout=layout)
+    inputs[0][0, 0, 3, 4] = inputs[3][0, 1, 0, 1] = torch.nan
+    inputs[3][0, 2, 4, 4] = torch.inf
     inputs = leaves(inputs)
     truth = leaves([t.double() for t in inputs])
     for align_corners in (True, False):
@@ -174,12 +186,13 @@ def test_nan_and_infinity(implementation: str, layout: str) -> None:
         torch.testing.assert_close(y, want.float(), equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_nan_in_the_gradient(implementation: str) -> None:
     for layout in LAYOUTS:
-        inputs = leaves(make_inputs(1, 3, 15, 12, 4, layout=layout))
+        inputs = leaves(make_inputs(1, 3, 7, 6, 4, ((2, 1, 1), (3, 3, 3)), layout=layout))
         truth = leaves([t.double() for t in inputs])
-        dy = random(1, 4, 15, 12, layout=layout, seed=9)
-        dy[0, 1, 7, 5] = torch.nan
+        dy = random(1, 4, 7, 6, layout=layout, seed=9)
+        dy[0, 1, 5, 4] = torch.nan
         got = torch.autograd.grad(with_levels(pyramid_conv3x3)(*inputs), inputs, dy)
         want = torch.autograd.grad(with_levels(reference.pyramid_conv3x3)(*truth), truth, dy.double())
         for ours, exact in zip(got, want, strict=True):
@@ -211,9 +224,9 @@ def test_empty_batch(implementation: str) -> None:
     assert torch.equal(pyramid_conv3x3_statistics(inputs[0], inputs[2:], inputs[1])[1], torch.zeros(2, 6))
 
 
-@pytest.mark.parametrize("wanted", [(0,), (1,), (3,), (0, 1), (1, 5)])
+@pytest.mark.parametrize("wanted", [(0,), (1,), (3,), (0, 1), (1, 2)])
 def test_only_wanted_gradients_are_computed(implementation: str, wanted: tuple[int, ...]) -> None:
-    inputs = make_inputs(1, 3, 7, 5, 4)
+    inputs = make_inputs(1, 3, 5, 3, 4, TINY)
     chosen = [inputs[i].requires_grad_() for i in wanted]
     got = torch.autograd.grad(with_levels(pyramid_conv3x3)(*inputs).square().sum(), chosen)
     want = torch.autograd.grad(with_levels(reference.pyramid_conv3x3)(*inputs).square().sum(), chosen)
@@ -261,9 +274,6 @@ def test_peak_memory_of_a_process() -> None:
 
 def run_alone(code: str) -> list[int]:
     """The whole numbers that code prints in a process of its own; it may call peak(), bytes of resident memory."""
-    import subprocess
-    import sys
-
     head = (
         "import resource, torch\nfrom psp_fast.ops import pyramid_conv3x3\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
@@ -275,11 +285,13 @@ def run_alone(code: str) -> list[int]:
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_autocast(implementation: str, half: torch.dtype) -> None:
     """The result has autocast's type; gradients have their inputs' types and are as near the truth as PyTorch's."""
-    inputs = make_inputs(2, 3, 7, 5, 6)
+    if implementation == "triton" and half == torch.bfloat16:
+        pytest.skip("Triton's interpreter truncates to bf16, which no GPU does")
+    inputs = make_inputs(2, 3, 5, 3, 6, TINY)
     inputs[3] = inputs[3].to(half)
     inputs = leaves(inputs)
     truth = leaves([t.double() for t in inputs])
-    dy = random(2, 6, 7, 5, seed=9).to(half)
+    dy = random(2, 6, 5, 3, seed=9).to(half)
     results = []
     for op in (pyramid_conv3x3, reference.pyramid_conv3x3):
         with torch.autocast("cpu", dtype=half):
