@@ -161,12 +161,16 @@ def merge_statistics(
 
 def inverse_deviation(deviations: Tensor, count: Tensor | float, eps: float) -> Tensor:
     """1 / sqrt(variance + eps) of `count` values with this sum of squared deviations."""
-    return (deviations / (count if isinstance(count, Tensor) else max(count, 1))).add_(eps).rsqrt_()
+    return (deviations / _at_least_one(count)).add_(eps).rsqrt_()
 
 
 def unbiased_variance(deviations: Tensor, count: Tensor | float) -> Tensor:
     """The variance that running statistics keep, of `count` values with this sum of squared deviations."""
-    return deviations / ((count - 1).clamp(min=1) if isinstance(count, Tensor) else max(count - 1, 1))
+    return deviations / _at_least_one(count - 1)
+
+
+def _at_least_one(count: Tensor | float) -> Tensor | float:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 @torch.no_grad()
@@ -191,7 +195,7 @@ def merge_ranks(
     packed = sum_over_ranks(torch.cat([total, deviations + total * mean, count]), process_group)
     count = packed[-1]
     total, squares = packed[:-1].view(2, -1)
-    mean = total / count
+    mean = total / _at_least_one(count)
     return torch.stack([mean, (squares - total * mean).clamp_(min=0)]).to(stats.dtype), count
 
 
