@@ -45,22 +45,44 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 def convert_sync_batch_norm(module: _Module, process_group: dist.ProcessGroup | None = None) -> _Module:
     """Replace every nn.BatchNorm2d and nn.SyncBatchNorm by SyncBatchNorm2d with the same parameters and buffers."""
     if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and not isinstance(module, SyncBatchNorm2d):
-        synced = SyncBatchNorm2d(
-            module.num_features,
-            module.eps,
-            module.momentum,
-            module.affine,
-            module.track_running_stats,
-            process_group=process_group,
-        )
-        synced.weight, synced.bias = module.weight, module.bias
-        synced.running_mean, synced.running_var = module.running_mean, module.running_var
-        synced.num_batches_tracked = module.num_batches_tracked
-        synced.training = module.training
-        return synced  # type: ignore[return-value]
+        synced = SyncBatchNorm2d(*_batch_norm_options(module), process_group=process_group)
+        return _with_state_of(module, synced)  # type: ignore[return-value]
     for name, child in module.named_children():
         setattr(module, name, convert_sync_batch_norm(child, process_group))
     return module
+
+
+def revert_sync_batch_norm(
+    module: _Module, kind: type[nn.BatchNorm2d] | type[nn.SyncBatchNorm] = nn.BatchNorm2d
+) -> _Module:
+    """Replace every SyncBatchNorm2d by nn.BatchNorm2d or nn.SyncBatchNorm with the same parameters and buffers.
+
+    Raises ValueError for a layer made with relu=True, which those cannot be.
+    """
+    if isinstance(module, SyncBatchNorm2d):
+        if module.relu:
+            raise ValueError(f"revert_sync_batch_norm: {module} applies ReLU, which {kind.__name__} does not")
+        plain: nn.BatchNorm2d | nn.SyncBatchNorm = kind(*_batch_norm_options(module))
+        if isinstance(plain, nn.SyncBatchNorm):
+            plain.process_group = module.process_group
+        return _with_state_of(module, plain)  # type: ignore[return-value]
+    for name, child in module.named_children():
+        setattr(module, name, revert_sync_batch_norm(child, kind))
+    return module
+
+
+def _batch_norm_options(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple:
+    return bn.num_features, bn.eps, bn.momentum, bn.affine, bn.track_running_stats
+
+
+def _with_state_of(
+    old: nn.BatchNorm2d | nn.SyncBatchNorm, new: nn.BatchNorm2d | nn.SyncBatchNorm
+) -> nn.BatchNorm2d | nn.SyncBatchNorm:
+    new.weight, new.bias = old.weight, old.bias
+    new.running_mean, new.running_var = old.running_mean, old.running_var
+    new.num_batches_tracked = old.num_batches_tracked
+    new.training = old.training
+    return new
 
 
 def synced_group(bn: nn.Module) -> dist.ProcessGroup | None:

@@ -8,7 +8,13 @@ import torch.distributed as dist
 from torch import nn
 
 from psp_fast import PSPNet
-from psp_fast.nn import SyncBatchNorm2d, batch_norm_relu, conv_bn_relu, convert_sync_batch_norm
+from psp_fast.nn import (
+    SyncBatchNorm2d,
+    batch_norm_relu,
+    conv_bn_relu,
+    convert_sync_batch_norm,
+    revert_sync_batch_norm,
+)
 from tests.processes import run_ranks
 
 
@@ -62,6 +68,24 @@ def test_convert_keeps_parameters_statistics_and_keys():
     assert converted.state_dict().keys() == before.keys()
     assert all(torch.equal(converted.state_dict()[key], value) for key, value in before.items())
     assert converted.layer1[0].bn1.weight is model.layer1[0].bn1.weight
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_revert_undoes_convert(kind):
+    model = nn.Sequential(lively(nn.BatchNorm2d(5, eps=1e-3, momentum=0.2)), nn.Sequential(lively(nn.BatchNorm2d(5))))
+    model[1].eval()
+    weight, state = model[0].weight, copy.deepcopy(model.state_dict())
+    back = revert_sync_batch_norm(convert_sync_batch_norm(model), kind)
+    assert type(back[0]) is type(back[1][0]) is kind
+    assert back[0].weight is weight and (back[0].eps, back[0].momentum) == (1e-3, 0.2)
+    assert back[0].training and not back[1][0].training
+    assert back.state_dict().keys() == state.keys()
+    assert all(torch.equal(back.state_dict()[key], value) for key, value in state.items())
+
+
+def test_revert_refuses_a_layer_with_relu():
+    with pytest.raises(ValueError, match=r"SyncBatchNorm2d\(5.*applies ReLU, which BatchNorm2d does not"):
+        revert_sync_batch_norm(nn.Sequential(SyncBatchNorm2d(5, relu=True)))
 
 
 def _data():

@@ -133,13 +133,13 @@ def merge_statistics(
         stats, count = _merge_ranks(stats, local_count, process_group)
     mean, deviations = stats.unbind()
     if running_mean is not None and running_var is not None and (isinstance(count, Tensor) or count > 0):
-        unbiased = (
-            deviations / (count - 1).clamp(min=1) if isinstance(count, Tensor) else deviations / max(count - 1, 1)
-        )
         running_mean.lerp_(mean.to(running_mean), momentum)
-        running_var.lerp_(unbiased.to(running_var), momentum)
-    invstd = (deviations / (count if isinstance(count, Tensor) else max(count, 1))).add_(eps).rsqrt_()
-    return mean, invstd, count
+        running_var.lerp_((deviations / _at_least_one(count - 1)).to(running_var), momentum)
+    return mean, (deviations / _at_least_one(count)).add_(eps).rsqrt_(), count
+
+
+def _at_least_one(count: Tensor | float) -> Tensor | float:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 def sum_over_ranks(sums: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
