@@ -88,8 +88,8 @@ def sync_batch_norm_relu(
         assert running_mean is not None and running_var is not None  # _check has seen to it
         kept = _statistics_dtype(x)
         mean, invstd = running_mean.to(kept), (running_var.to(kept) + eps).rsqrt()
-    running = (running_mean, running_var, momentum, eps)
-    return _BatchNormRelu.apply(x, weight, bias, residual, mean, invstd, count, relu, group, *running)
+    updated = (running_mean, running_var) if mean is None else (None, None)
+    return _BatchNormRelu.apply(x, weight, bias, residual, mean, invstd, count, relu, group, *updated, momentum, eps)
 
 
 def _in_one_call(x: Tensor, *running: Tensor | None) -> bool:

@@ -2,9 +2,9 @@
 // their speed. Threads of a block are fibers, which change places only where they wait for each other; blocks of a
 // cooperative launch are threads of the system, those of another run one after another. Threads take turns in an order
 // that changes with every turn, and shared memory starts as garbage, so that a forgotten barrier shows as a wrong
-// value. A barrier that some threads of a block or warp never reach ends the program. What it cannot show: races that
-// need a GPU's weaker order of memory, accesses out of bounds (compile with -fsanitize=address), and limits of
-// resources.
+// value. A barrier that some threads of a block or warp never reach ends the program, and so does a write beyond the
+// shared memory asked for. What it cannot show: races that need a GPU's weaker order of memory, limits of resources,
+// and accesses beyond an array of global memory (-fsanitize=address shows those; ignore its note on no_return).
 #pragma once
 
 #include <setjmp.h>
