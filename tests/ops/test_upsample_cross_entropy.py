@@ -104,7 +104,7 @@ def test_loss_is_the_same_with_and_without_argmax(implementation: str) -> None:
     assert torch.equal(argmax, upsample_argmax(x, (9, 9)))
 
 
-@pytest.mark.parametrize("classes", [1, 2, 33, 256, 257])
+@pytest.mark.parametrize("classes", [2, 33, 256, 257])
 def test_class_counts(implementation: str, classes: int) -> None:
     weight = class_weight(classes)
     labels = make_labels(1, (9, 17), classes, ignore_index=-1)
