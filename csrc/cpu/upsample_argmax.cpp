@@ -10,11 +10,11 @@ template <class A>
 struct LabelWriter {
   const UpsampleArgmaxArgs& args;
 
-  template <int R>
+  template <int R, bool kFinite>
   void visit(const Pixels<A>& pixels) const {
     Vector<A> best[R];
     LabelVector<A> label[R];
-    find_largest<R>(pixels, best, label);
+    find_largest<R, kFinite>(pixels, best, label);
     for (int r = 0; r < R; ++r) {
       const int64_t at = (pixels.n * args.map.height + pixels.y + r) * args.map.width + pixels.x;
       store_labels<A>(args.labels, args.map.c, at, label[r], pixels.lanes);

@@ -50,6 +50,12 @@ class Axis {
   Scratch<int64_t> source_, begin_;
 };
 
+// weight0 * a + weight1 * b. Where all is finite, with room for b - a, one multiplication does.
+template <bool kFinite, class V, class A>
+[[gnu::always_inline]] inline V interpolate(const V& a, const V& b, A weight0, A weight1) {
+  return kFinite ? a + (b - a) * weight1 : a * weight0 + b * weight1;
+}
+
 // As many elements as most sources have outputs.
 template <class A>
 constexpr int kRun = (kVectorBytes < 32 ? kVectorBytes : 32) / static_cast<int>(sizeof(A));

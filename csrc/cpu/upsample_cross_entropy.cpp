@@ -28,61 +28,58 @@ class LossWriter {
   LossWriter(const UpsampleCrossEntropyArgs& args, double* partial)
       : args_(args), weights_(args.target, args.map.c), partial_(partial) {}
 
-  template <int R>
+  template <int R, bool kFinite>
   void visit(const Pixels<A>& pixels) const {
     Vector<A> largest[R], sum[R], weighted[R];
     LabelVector<A> label[R];
-    find_largest<R>(pixels, largest, label);
+    find_largest<R, kFinite>(pixels, largest, label);
     for (int r = 0; r < R; ++r) sum[r] = weighted[r] = Vector<A>{};
-    add_exponentials<R>(pixels, largest, sum);
-    if (weights_.spread != 0) add_weighted<R>(pixels, largest, weighted);
+    add_exponentials<R, kFinite>(pixels, largest, sum);
+    if (weights_.spread != 0) add_weighted<R, kFinite>(pixels, largest, weighted);
     for (int r = 0; r < R; ++r) {
       const int64_t row = pixels.n * args_.map.height + pixels.y + r;
       store_labels<A>(args_.argmax, pixels.channels, row * args_.map.width + pixels.x, label[r], pixels.lanes);
       for (int64_t k = 0; k < pixels.lanes; ++k) {
-        finish(pixels, r, k, row, {largest[r][k], sum[r][k], weighted[r][k]});
+        finish<kFinite>(pixels, r, k, row, {largest[r][k], sum[r][k], weighted[r][k]});
       }
     }
   }
 
  private:
-  template <int R>
+  template <int R, bool kFinite>
   [[gnu::always_inline]] static void add_exponentials(const Pixels<A>& pixels, const Vector<A> (&largest)[R],
                                                       Vector<A> (&sum)[R]) {
-    A weight0[R], weight1[R];
-    Vector<A> top[R];
-    for (int r = 0; r < R; ++r) {
-      weight0[r] = pixels.weight0[r] * static_cast<A>(kLog2E);
-      weight1[r] = pixels.weight1[r] * static_cast<A>(kLog2E);
-      top[r] = largest[r] * static_cast<A>(kLog2E);
-    }
     for (int64_t c = 0; c < pixels.channels; ++c) {
       const Vector<A> upper = pixels.upper_of(c), lower = pixels.lower_of(c);
-      for (int r = 0; r < R; ++r) sum[r] += exp2_nonpositive(upper * weight0[r] + lower * weight1[r] - top[r]);
+      for (int r = 0; r < R; ++r) {
+        const Vector<A> value = interpolate<kFinite>(upper, lower, pixels.weight0[r], pixels.weight1[r]);
+        sum[r] += exp_nonpositive(value - largest[r]);
+      }
     }
   }
 
-  template <int R>
+  template <int R, bool kFinite>
   [[gnu::always_inline]] void add_weighted(const Pixels<A>& pixels, const Vector<A> (&largest)[R],
                                            Vector<A> (&weighted)[R]) const {
     for (int64_t c = 0; c < pixels.channels; ++c) {
       const Vector<A> upper = pixels.upper_of(c), lower = pixels.lower_of(c);
       for (int r = 0; r < R; ++r) {
-        const Vector<A> value = upper * pixels.weight0[r] + lower * pixels.weight1[r];
+        const Vector<A> value = interpolate<kFinite>(upper, lower, pixels.weight0[r], pixels.weight1[r]);
         weighted[r] += weights_.of_class[c] * (value - largest[r]);
       }
     }
   }
 
   // Lane k of row r; `row` counts the rows of all images.
+  template <bool kFinite>
   void finish(const Pixels<A>& pixels, int r, int64_t k, int64_t row, const Lane<A>& lane) const {
     const int64_t at = row * args_.map.width + pixels.x + k, label = label_at(args_.target, at);
     const A log_sum = log_of(lane.sum);
     static_cast<A*>(args_.lse)[at] = lane.largest + log_sum;
     A loss = 0;
     if (label != args_.target.ignore_index) {
-      const A value = pixels.weight0[r] * pixels.upper[label * pixels.stride + k] +
-                      pixels.weight1[r] * pixels.lower[label * pixels.stride + k];
+      const A upper = pixels.upper[label * pixels.stride + k], lower = pixels.lower[label * pixels.stride + k];
+      const A value = interpolate<kFinite>(upper, lower, pixels.weight0[r], pixels.weight1[r]);
       const A weight = weights_.of_class[label];
       loss = weights_.kept * weight * (log_sum - (value - lane.largest));
       if (weights_.spread != 0) loss += weights_.spread * (weights_.total * log_sum - lane.weighted);

@@ -28,7 +28,7 @@ struct GradientTasks {
   }
 };
 
-// Of kWidth pixels: the gradient of the logit of class c is softmax * 2^(kLog2E * logit - lse) - grad * (spread *
+// Of kWidth pixels: the gradient of the logit of class c is softmax * e^(logit - lse) - grad * (spread *
 // weight[c] + (c is label ? kept * weight[c] : 0)).
 template <class A>
 struct Terms {
@@ -40,29 +40,25 @@ struct Terms {
 template <class A>
 struct ClassTerm {
   Label<A> c;
-  A own, other;  // (kept + spread) * weight[c], spread * weight[c]
+  A own, other;  // kept * weight[c] + other, spread * weight[c]
 };
 
 // Adds `rows` rows of pixels to the sums of one channel of the two input rows that they lie between. The terms of row r
 // and columns kWidth * i on are terms[i * kChunk + r].
-template <class A>
+template <bool kFinite, class A>
 [[gnu::noinline]] void add_chunk(const Terms<A>* terms, int64_t rows, int64_t width, const A* weight0, const A* weight1,
                                  const ClassTerm<A>& of_class, const A* upper, const A* lower, A* upper_sum,
                                  A* lower_sum) {
-  A scaled0[kChunk], scaled1[kChunk];
-  for (int64_t r = 0; r < rows; ++r) {
-    scaled0[r] = weight0[r] * static_cast<A>(kLog2E);
-    scaled1[r] = weight1[r] * static_cast<A>(kLog2E);
-  }
   const Vector<A> own = Vector<A>{} + of_class.own, other = Vector<A>{} + of_class.other;
   for (int64_t x = 0; x < width; x += kWidth<A>, terms += kChunk) {
     const auto a = load_vector<Vector<A>>(upper + x), b = load_vector<Vector<A>>(lower + x);
     auto sum0 = load_vector<Vector<A>>(upper_sum + x), sum1 = load_vector<Vector<A>>(lower_sum + x);
     for (int64_t r = 0; r < rows; ++r) {
-      const Vector<A> exponent = a * scaled0[r] + b * scaled1[r] - load_vector<Vector<A>>(terms[r].lse);
+      const Vector<A> value = interpolate<kFinite>(a, b, weight0[r], weight1[r]);
       const auto is_own = load_vector<LabelVector<A>>(terms[r].label) == of_class.c;
       const Vector<A> picked = load_vector<Vector<A>>(terms[r].grad) * (is_own ? own : other);
-      const Vector<A> grad = load_vector<Vector<A>>(terms[r].softmax) * exp2_nonpositive(exponent) - picked;
+      const Vector<A> p = exp_nonpositive(value - load_vector<Vector<A>>(terms[r].lse));
+      const Vector<A> grad = load_vector<Vector<A>>(terms[r].softmax) * p - picked;
       sum0 += weight0[r] * grad;
       sum1 += weight1[r] * grad;
     }
@@ -139,15 +135,16 @@ class GradientTask {
       const int64_t count = at_most(end - y, kChunk);
       for (int64_t r = 0; r < count; ++r) prepare(terms_ + r, (n_ * part_.height + y + r) * part_.width);
       for (int64_t c = 0; c < part_.c; ++c) {
-        add_chunk(terms_, count, part_.width, rows_.weight0(y), rows_.weight1(y), class_term(first_class_ + c),
-                  pair.upper() + c * stride_, lower + c * stride_, upper_ + c * stride_, lower_ + c * stride_);
+        const auto add = pair.finite() ? add_chunk<true, A> : add_chunk<false, A>;
+        add(terms_, count, part_.width, rows_.weight0(y), rows_.weight1(y), class_term(first_class_ + c),
+            pair.upper() + c * stride_, lower + c * stride_, upper_ + c * stride_, lower_ + c * stride_);
       }
     }
   }
 
   ClassTerm<A> class_term(int64_t c) const {
-    const A weight = weights_.of_class[c];
-    return {static_cast<Label<A>>(c), (weights_.kept + weights_.spread) * weight, weights_.spread * weight};
+    const A weight = weights_.of_class[c], other = weights_.spread * weight;
+    return {static_cast<Label<A>>(c), weights_.kept * weight + other, other};
   }
 
   // Fills the terms of a row of pixels from `first` on.
@@ -159,7 +156,7 @@ class GradientTask {
       const int64_t known = counts ? label : 0, lane = x % kWidth<A>;
       const A grad = counts ? static_cast<const A*>(args_.grad)[(first + x) * args_.grad_stride] * factor : A(0);
       Terms<A>& to = terms[x / kWidth<A> * kChunk];
-      to.lse[lane] = static_cast<const A*>(args_.lse)[first + x] * static_cast<A>(kLog2E);
+      to.lse[lane] = static_cast<const A*>(args_.lse)[first + x];
       to.softmax[lane] = grad * (weights_.kept * weights_.of_class[known] + weights_.spread * weights_.total);
       to.grad[lane] = grad;
       to.label[lane] = static_cast<Label<A>>(known);

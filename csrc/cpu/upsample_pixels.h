@@ -11,14 +11,13 @@ constexpr int64_t kTile = 256;  // columns of a tile: two rows of it, all channe
 constexpr int kRows = 4;        // rows handled at a time
 
 // `lanes` columns from x on, in rows y to y + R - 1 of image n. Class c's logits in row r and these columns are
-// weight0[r] * upper(c) + weight1[r] * lower(c). All kWidth lanes may be computed.
+// interpolate(upper(c), lower(c), weight0[r], weight1[r]). All kWidth lanes may be computed.
 template <class A>
 struct Pixels {
   int64_t n, y, x, lanes;
   const A *weight0, *weight1;
   const A *upper, *lower;
   int64_t channels, stride;
-  bool finite;  // all logits between these rows are finite, with room for their differences
 
   [[gnu::always_inline]] Vector<A> upper_of(int64_t c) const { return load_vector<Vector<A>>(upper + c * stride); }
   [[gnu::always_inline]] Vector<A> lower_of(int64_t c) const { return load_vector<Vector<A>>(lower + c * stride); }
@@ -55,6 +54,7 @@ class RowPair {
 
   const A* upper() const { return upper_; }
   const A* lower() const { return lower_; }
+  // Whether all logits are finite, with room for their differences.
   bool finite() const { return upper_finite_ && lower_finite_; }
 
  private:
@@ -72,8 +72,9 @@ class RowPair {
   bool upper_finite_ = true, lower_finite_ = true;
 };
 
-// Calls visitor.visit<R>(pixels) for the pixels of columns [first, last) between two input rows, R being kRows or 1.
-template <class A, class Visitor>
+// Calls visitor.visit<R, kFinite>(pixels) for the pixels of columns [first, last) between two input rows, R being kRows
+// or 1.
+template <bool kFinite, class A, class Visitor>
 void visit_band(const Axis<A>& rows, int64_t source, int64_t first, int64_t last, Pixels<A> pixels,
                 const Visitor& visitor) {
   for (int64_t x = first; x < last; x += kWidth<A>) {
@@ -87,10 +88,10 @@ void visit_band(const Axis<A>& rows, int64_t source, int64_t first, int64_t last
       here.weight0 = rows.weight0(y);
       here.weight1 = rows.weight1(y);
       if (end - y >= kRows) {
-        visitor.template visit<kRows>(here);
+        visitor.template visit<kRows, kFinite>(here);
         y += kRows;
       } else {
-        visitor.template visit<1>(here);
+        visitor.template visit<1, kFinite>(here);
         ++y;
       }
     }
@@ -99,7 +100,7 @@ void visit_band(const Axis<A>& rows, int64_t source, int64_t first, int64_t last
 
 [[maybe_unused]] int64_t tiles(const UpsampleMap& map) { return (map.width + kTile - 1) / kTile; }
 
-// Calls visitor.visit<R>(pixels) for all pixels.
+// Calls visitor.visit<R, kFinite>(pixels) for all pixels.
 template <class T, class Visitor>
 void visit_pixels(const UpsampleMap& map, int threads, const Visitor& visitor) {
   using A = typename Accumulator<T>::type;
@@ -119,16 +120,20 @@ void visit_pixels(const UpsampleMap& map, int threads, const Visitor& visitor) {
       if (rows.begin(i) == rows.begin(i + 1)) continue;
       pair.move_to(i, rows.next(i));
       const A* lower = rows.next(i) == i ? pair.upper() : pair.lower();
-      visit_band(rows, i, tile, last, {n, 0, 0, 0, nullptr, nullptr, pair.upper(), lower, map.c, stride, pair.finite()},
-                 visitor);
+      const Pixels<A> pixels{n, 0, 0, 0, nullptr, nullptr, pair.upper(), lower, map.c, stride};
+      if (pair.finite()) {
+        visit_band<true>(rows, i, tile, last, pixels, visitor);
+      } else {
+        visit_band<false>(rows, i, tile, last, pixels, visitor);
+      }
     }
   }
 }
 
 // The largest logit of each pixel and its class: the first NaN, else the first of the largest.
 template <int R, bool kFinite, class A>
-[[gnu::always_inline]] inline void find_largest_if(const Pixels<A>& pixels, Vector<A> (&best)[R],
-                                                   LabelVector<A> (&label)[R]) {
+[[gnu::always_inline]] inline void find_largest(const Pixels<A>& pixels, Vector<A> (&best)[R],
+                                                LabelVector<A> (&label)[R]) {
   LabelVector<A> c_label{};
   for (int r = 0; r < R; ++r) {
     best[r] = Vector<A>{} - __builtin_inf();
@@ -137,24 +142,13 @@ template <int R, bool kFinite, class A>
   for (int64_t c = 0; c < pixels.channels; ++c) {
     const Vector<A> upper = pixels.upper_of(c), lower = pixels.lower_of(c);
     for (int r = 0; r < R; ++r) {
-      const Vector<A> value =
-          kFinite ? upper + (lower - upper) * pixels.weight1[r] : upper * pixels.weight0[r] + lower * pixels.weight1[r];
+      const Vector<A> value = interpolate<kFinite>(upper, lower, pixels.weight0[r], pixels.weight1[r]);
       auto larger = value > best[r];
       if (!kFinite) larger |= (value != value) & (best[r] == best[r]);
       best[r] = larger ? value : best[r];
       label[r] = larger ? c_label : label[r];
     }
     c_label += 1;
-  }
-}
-
-template <int R, class A>
-[[gnu::always_inline]] inline void find_largest(const Pixels<A>& pixels, Vector<A> (&best)[R],
-                                                LabelVector<A> (&label)[R]) {
-  if (pixels.finite) {
-    find_largest_if<R, true>(pixels, best, label);
-  } else {
-    find_largest_if<R, false>(pixels, best, label);
   }
 }
 

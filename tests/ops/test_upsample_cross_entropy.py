@@ -104,7 +104,7 @@ def test_loss_is_the_same_with_and_without_argmax(implementation: str) -> None:
     assert torch.equal(argmax, upsample_argmax(x, (9, 9)))
 
 
-@pytest.mark.parametrize("classes", [1, 2, 33, 256, 257])
+@pytest.mark.parametrize("classes", [2, 33, 256, 257])
 def test_class_counts(implementation: str, classes: int) -> None:
     weight = class_weight(classes)
     labels = make_labels(1, (9, 17), classes, ignore_index=-1)
@@ -242,7 +242,7 @@ def test_random_inputs(data: st.DataObject) -> None:
         dtype=data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64])),
         layout=data.draw(st.sampled_from(list(LAYOUTS))),
     )
-    x = x[:, data.draw(st.integers(0, c - 1)) :, :: data.draw(st.integers(1, 3))]
+    x = x[:, data.draw(st.integers(0, c - 2)) :, :: data.draw(st.integers(1, 3))]
     c = x.shape[1]
     target = make_labels(n, (data.draw(side), data.draw(st.integers(1, 300))), c)
     check(
