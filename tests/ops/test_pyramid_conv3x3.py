@@ -101,6 +101,18 @@ def test_half_precision(implementation: str, dtype: torch.dtype) -> None:
         check(make_inputs(2, 3, 5, 3, 6, TINY, dtype, layout))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_gradients_do_not_depend_on_layout(capability: str, dtype: torch.dtype) -> None:
+    """The tests against the reference have gradients in NCHW, whatever the layout of the output."""
+    inputs = leaves(make_inputs(2, 3, 7, 5, 21, dtype=dtype))
+    y = with_levels(pyramid_conv3x3)(*inputs)
+    dy = random(*y.shape, dtype=dtype, layout="channels_last", seed=9)
+    want = torch.autograd.grad(y, inputs, dy.contiguous(), retain_graph=True)
+    got = torch.autograd.grad(y, inputs, dy)
+    tolerance = {"rtol": 0.02, "atol": 0.5} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(got, want, **tolerance)
+
+
 def test_no_levels(implementation: str) -> None:
     check(make_inputs(2, 3, 4, 5, 6, ()))
 

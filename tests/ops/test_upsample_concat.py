@@ -80,6 +80,16 @@ def test_half_precision(implementation: str, dtype: torch.dtype) -> None:
         check(random(2, 3, 5, 3, dtype=dtype, layout=layout), make_levels(2, TINY, dtype, layout))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_gradients_do_not_depend_on_layout(capability: str, dtype: torch.dtype) -> None:
+    """The tests against the reference have gradients in NCHW, whatever the layout of the output."""
+    inputs = [t.requires_grad_() for t in (random(2, 5, 13, 17, dtype=dtype), *make_levels(2, SQUARE + ODD, dtype))]
+    y = upsample_concat(inputs[0], inputs[1:])
+    dy = random(*y.shape, dtype=dtype, layout="channels_last", seed=9)
+    want = torch.autograd.grad(y, inputs, dy.contiguous(), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(y, inputs, dy), want)
+
+
 def test_no_levels(implementation: str) -> None:
     check(random(2, 3, 4, 5), [])
 
