@@ -18,7 +18,7 @@ struct Same {
 template <class A>
 Same(A) -> Same<A>;
 
-// `count` lanes of values that lie side by side, `rows` times, `stride` apart.
+// Rows of `lanes` values that lie side by side; one row begins `stride` after the other.
 struct Tile {
   int64_t rows, lanes, stride;
 };
@@ -57,7 +57,7 @@ struct RowBlocks {
   int64_t rows, block, blocks, sections;
 
   explicit RowBlocks(const BatchNormArgs& args) : rows(args.n * args.pixels) {
-    constexpr int64_t kElements = 1 << 14, kLeast = 8, kMost = 256, kSections = 64;  // a sum of few is exact
+    constexpr int64_t kElements = 1 << 14, kLeast = 8, kMost = 256, kSections = 64;  // sums of few are exact
     const int64_t wanted = args.c > 0 ? kElements / args.c : kMost;
     block = wanted < kLeast ? kLeast : wanted > kMost ? kMost : wanted;
     blocks = (rows + block - 1) / block;
@@ -89,7 +89,7 @@ struct Scales {
   }
 };
 
-constexpr int64_t kPiece = 512;
+constexpr int64_t kPiece = 512;  // results that stay in the L1 cache until they are written
 
 // Cuts a run into pieces: calls f(first, number) for each.
 template <class F>

@@ -546,6 +546,8 @@ def _run(kernel: str, x: Tensor, relu: bool, **arrays: Tensor | None) -> None:
         from psp_fast.kernels import sync_batch_norm_relu as kernels
 
         getattr(kernels, kernel)(channels_last, relu, **given)
+    elif x.dtype not in _CPU_DTYPES:
+        raise TypeError(f"{_OP}: no CPU kernel for {x.dtype}: convert x to float32")
     else:
         n, c, height, width = x.shape
         getattr(backend.native(), f"batch_norm_{kernel}_cpu")(

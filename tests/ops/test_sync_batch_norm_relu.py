@@ -252,6 +252,8 @@ def test_types_without_a_kernel_run_the_reference() -> None:
     x = random(2, 4, 5, 7, dtype=torch.float16)
     y = sync_batch_norm_relu(x, None, None, None, None, training=True)
     assert torch.equal(y, reference.sync_batch_norm_relu(x, None, None, None, None, training=True))
+    with pytest.raises(TypeError, match=r"no CPU kernel for torch\.float16"):
+        torch.ops.psp_fast.batch_norm_statistics(x)
 
 
 def test_double_backward_is_refused() -> None:
@@ -283,11 +285,11 @@ def test_opcheck(layout: str, fused: bool) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_triton_matches_reference(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, layout: str) -> None:
-    """Several blocks of channels, several tiles a chunk, and more chunks than are merged at once."""
+    """Several blocks of channels, several tiles a chunk, one chunk, and one more than are merged at once."""
     from psp_fast.kernels import sync_batch_norm_relu as kernels
 
     shapes = [(5, (1, 3, 23, 31)), (5, (1, 67, 5, 7))] if layout == "channels_last" else [(2, (2, 1, 33, 35))]
-    for programs, shape in [(1024, (34, 1, 5, 7)), *shapes]:
+    for programs, shape in [(1024, (33, 2, 4, 8)), (1024, (1, 3, 5, 6)), *shapes]:
         monkeypatch.setattr(kernels, "_PROGRAMS", programs)
         x, residual = (random(*shape, dtype=dtype, layout=layout, seed=i) for i in range(2))
         with backend.use("triton"):
