@@ -14,6 +14,7 @@ from psp_fast.ops.bottleneck import BatchNorm, runs_bottleneck
 from psp_fast.ops.bottleneck import bottleneck as _bottleneck
 from psp_fast.ops.conv1x1_bn_relu import conv1x1_bn_relu_levels
 from psp_fast.ops.conv3x3 import conv3x3_affine_relu
+from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -77,13 +78,22 @@ def synced_group(bn: nn.Module) -> dist.ProcessGroup | None:
     return None
 
 
-def batch_norm_relu(bn: nn.Module, x: Tensor, *, residual: Tensor | None = None, relu: bool = True) -> Tensor:
-    """relu(bn(x) + residual) through the fused op; a module that is no batch norm is called as it is."""
+def batch_norm_relu(
+    bn: nn.Module, x: Tensor, *, residual: Tensor | None = None, relu: bool = True, stats: Tensor | None = None
+) -> Tensor:
+    """relu(bn(x) + residual) through the fused op; a module that is no batch norm is called as it is.
+
+    stats (2, C), mean and sum of squared deviations of x, save the pass over x that would find them.
+    """
     if not isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm):
         y = bn(x)
         y = y if residual is None else y + residual
         return y.relu() if relu else y
-    return ops.sync_batch_norm_relu(x, **_batch_norm_arguments(bn, x), residual=residual, relu=relu)
+    arguments = _batch_norm_arguments(bn, x)
+    if stats is not None and arguments["training"]:
+        del arguments["training"]
+        return batch_norm_relu_of_statistics(x, stats, **arguments, residual=residual, relu=relu)
+    return ops.sync_batch_norm_relu(x, **arguments, residual=residual, relu=relu)
 
 
 def conv_bn_relu(

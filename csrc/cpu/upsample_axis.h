@@ -50,32 +50,67 @@ class Axis {
   Scratch<int64_t> source_, begin_;
 };
 
-// Outputs [first, last) of the inputs `stride` apart, to line, which is written up to kWidth elements past the end.
-// Returns whether all inputs are finite.
-template <class T, class A>
-bool upsample_line(const Axis<A>& axis, const T* row, int64_t stride, int64_t first, int64_t last, A* line) {
-  const int64_t final = axis.source(last - 1);
-  A poison = 0;
-  for (int64_t i = axis.source(first); i <= final; ++i) {
-    const A a = load(row + i * stride), b = load(row + axis.next(i) * stride);
-    poison += (a - a) + (b - b);
-    const int64_t begin = axis.begin(i) < first ? first : axis.begin(i);
-    const int64_t end = axis.begin(i + 1) < last ? axis.begin(i + 1) : last;
-    for (int64_t x = begin; x < end; x += kWidth<A>) {  // the next source's outputs overwrite the lanes beyond
-      const auto weight0 = load_vector<Vector<A>>(axis.weight0(x)), weight1 = load_vector<Vector<A>>(axis.weight1(x));
-      store_vector(line + x - first, weight0 * a + weight1 * b);
-    }
+// As many elements as most sources have outputs.
+template <class A>
+constexpr int kRun = (kVectorBytes < 32 ? kVectorBytes : 32) / static_cast<int>(sizeof(A));
+template <class A>
+using Run = typename Lanes<A, kRun<A>>::type;
+
+template <class A>
+[[gnu::always_inline]] inline A sum_of(const Run<A>& run) {
+  A parts[kRun<A>];
+  store_vector(parts, run);
+  for (int width = kRun<A> / 2; width > 0; width /= 2) {
+    for (int k = 0; k < width; ++k) parts[k] += parts[k + width];
   }
-  return poison == 0;
+  return parts[0];
 }
 
-// The transpose: gathers the gradient of every input, `stride` apart, from the gradients of all outputs.
+// Elements of `channels` channels of one row.
+template <class T>
+struct Row {
+  T* elements;
+  int64_t channels, stride_c, stride_w;
+};
+
+// Outputs [first, last) of every channel of row, to lines `stride` apart, which are written up to kRun elements past
+// the end. Returns whether all outputs are finite, with room for differences.
+template <class T, class A>
+bool upsample_lines(const Axis<A>& axis, const Row<const T>& row, int64_t first, int64_t last, A* lines,
+                    int64_t stride) {
+  Run<A> poison{};
+  for (int64_t x = first, end; x < last; x = end) {
+    const int64_t i = axis.source(x);
+    const T *at = row.elements + i * row.stride_w, *next = row.elements + axis.next(i) * row.stride_w;
+    end = axis.begin(i + 1) < last ? axis.begin(i + 1) : last;
+    for (; x < end; x += kRun<A>) {  // the next source's outputs overwrite the lanes beyond
+      const auto weight0 = load_vector<Run<A>>(axis.weight0(x)), weight1 = load_vector<Run<A>>(axis.weight1(x));
+      A* line = lines + x - first;
+      for (int64_t c = 0; c < row.channels; ++c, line += stride) {
+        const Run<A> value = weight0 * load(at + c * row.stride_c) + weight1 * load(next + c * row.stride_c);
+        poison += (value + value) * 0;
+        store_vector(line, value);
+      }
+    }
+  }
+  return sum_of<A>(poison) == 0;
+}
+
+// The transpose of one channel: gathers the gradient of every input, `stride` apart, from the gradients of all outputs.
 template <class T, class A>
 void gather_line(const Axis<A>& axis, const A* line, T* row, int64_t stride) {
   A before = 0;  // from the outputs of the source before
   for (int64_t i = 0; i < axis.inputs(); ++i) {
-    A sum0 = 0, sum1 = 0;
-    for (int64_t x = axis.begin(i); x < axis.begin(i + 1); ++x) {
+    const int64_t end = axis.begin(i + 1);
+    int64_t x = axis.begin(i);
+    Run<A> run0{}, run1{};
+    for (; x + kRun<A> <= end; x += kRun<A>) {
+      const auto grad = load_vector<Run<A>>(line + x);
+      run0 += load_vector<Run<A>>(axis.weight0(x)) * grad;
+      run1 += load_vector<Run<A>>(axis.weight1(x)) * grad;
+    }
+    A sum0 = sum_of<A>(run0), sum1 = sum_of<A>(run1);
+    for (; x < end; ++x) {
       sum0 += *axis.weight0(x) * line[x];
       sum1 += *axis.weight1(x) * line[x];
     }

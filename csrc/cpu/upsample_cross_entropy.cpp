@@ -49,11 +49,16 @@ class LossWriter {
   template <int R>
   [[gnu::always_inline]] static void add_exponentials(const Pixels<A>& pixels, const Vector<A> (&largest)[R],
                                                       Vector<A> (&sum)[R]) {
+    A weight0[R], weight1[R];
+    Vector<A> top[R];
+    for (int r = 0; r < R; ++r) {
+      weight0[r] = pixels.weight0[r] * static_cast<A>(kLog2E);
+      weight1[r] = pixels.weight1[r] * static_cast<A>(kLog2E);
+      top[r] = largest[r] * static_cast<A>(kLog2E);
+    }
     for (int64_t c = 0; c < pixels.channels; ++c) {
       const Vector<A> upper = pixels.upper_of(c), lower = pixels.lower_of(c);
-      for (int r = 0; r < R; ++r) {
-        sum[r] += exp_nonpositive(upper * pixels.weight0[r] + lower * pixels.weight1[r] - largest[r]);
-      }
+      for (int r = 0; r < R; ++r) sum[r] += exp2_nonpositive(upper * weight0[r] + lower * weight1[r] - top[r]);
     }
   }
 

@@ -7,7 +7,7 @@ namespace psp_fast {
 namespace {
 
 constexpr int64_t kChunk = 8;               // rows of pixels prepared at a time
-constexpr int64_t kLineBytes = 512 * 1024;  // of a task's lines of all its channels: they stay in the L2 cache
+constexpr int64_t kLineBytes = 640 * 1024;  // of a task's lines of all its channels: they stay in the L2 cache
 constexpr int64_t kLeastRows = 8;           // input rows of a task, where there are as many; one more is recomputed
 
 // How the gradient is cut into tasks.
@@ -18,7 +18,7 @@ struct GradientTasks {
 
   GradientTasks(const UpsampleMap& map, int threads, int64_t lanes, int64_t element) : stride(map.width + lanes) {
     const int64_t fitting = kLineBytes / (4 * stride * element);
-    const int64_t most = fitting < 8 ? 8 : fitting > 64 ? 64 : fitting;
+    const int64_t most = fitting < 8 ? 8 : fitting > 128 ? 128 : fitting;
     channel_blocks = (map.c + most - 1) / most;
     channels = (map.c + channel_blocks - 1) / channel_blocks;
     const int64_t wanted = map.n * channel_blocks * map.h / (4 * threads);
@@ -28,24 +28,58 @@ struct GradientTasks {
   }
 };
 
-// A row of pixels: the gradient of the logit of class c is softmax * e^(logit - lse) - grad * (spread * weight[c] + (c
-// is label ? kept * weight[c] : 0)).
+// Of kWidth pixels: the gradient of the logit of class c is softmax * 2^(kLog2E * logit - lse) - grad * (spread *
+// weight[c] + (c is label ? kept * weight[c] : 0)).
 template <class A>
-struct PixelRow {
-  A *lse, *softmax, *grad;
-  Label<A>* label;
+struct Terms {
+  A lse[kWidth<A>], softmax[kWidth<A>], grad[kWidth<A>];
+  Label<A> label[kWidth<A>];
 };
+
+// What of Terms depends on the class only.
+template <class A>
+struct ClassTerm {
+  Label<A> c;
+  A own, other;  // (kept + spread) * weight[c], spread * weight[c]
+};
+
+// Adds `rows` rows of pixels to the sums of one channel of the two input rows that they lie between. The terms of row r
+// and columns kWidth * i on are terms[i * kChunk + r].
+template <class A>
+[[gnu::noinline]] void add_chunk(const Terms<A>* terms, int64_t rows, int64_t width, const A* weight0, const A* weight1,
+                                 const ClassTerm<A>& of_class, const A* upper, const A* lower, A* upper_sum,
+                                 A* lower_sum) {
+  A scaled0[kChunk], scaled1[kChunk];
+  for (int64_t r = 0; r < rows; ++r) {
+    scaled0[r] = weight0[r] * static_cast<A>(kLog2E);
+    scaled1[r] = weight1[r] * static_cast<A>(kLog2E);
+  }
+  const Vector<A> own = Vector<A>{} + of_class.own, other = Vector<A>{} + of_class.other;
+  for (int64_t x = 0; x < width; x += kWidth<A>, terms += kChunk) {
+    const auto a = load_vector<Vector<A>>(upper + x), b = load_vector<Vector<A>>(lower + x);
+    auto sum0 = load_vector<Vector<A>>(upper_sum + x), sum1 = load_vector<Vector<A>>(lower_sum + x);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vector<A> exponent = a * scaled0[r] + b * scaled1[r] - load_vector<Vector<A>>(terms[r].lse);
+      const auto is_own = load_vector<LabelVector<A>>(terms[r].label) == of_class.c;
+      const Vector<A> picked = load_vector<Vector<A>>(terms[r].grad) * (is_own ? own : other);
+      const Vector<A> grad = load_vector<Vector<A>>(terms[r].softmax) * exp2_nonpositive(exponent) - picked;
+      sum0 += weight0[r] * grad;
+      sum1 += weight1[r] * grad;
+    }
+    store_vector(upper_sum + x, sum0);
+    store_vector(lower_sum + x, sum1);
+  }
+}
 
 template <class A>
 struct GradientMemory {
-  Scratch<A> pair, sums, pixels;
-  Scratch<Label<A>> labels;
+  Scratch<A> pair, sums;
+  Scratch<Terms<A>> terms;
 
   GradientMemory(const GradientTasks& tasks, int threads)
       : pair(threads, 2 * tasks.channels * tasks.stride),
         sums(threads, 2 * tasks.channels * tasks.stride),
-        pixels(threads, 3 * kChunk * tasks.stride),
-        labels(threads, kChunk * tasks.stride) {}
+        terms(threads, kChunk * (tasks.stride / kWidth<A>)) {}
 };
 
 template <class T>
@@ -67,8 +101,7 @@ class GradientTask {
         upper_(memory.sums.of(thread_index())),
         lower_(upper_ + tasks.channels * tasks.stride),
         pair_memory_(memory.pair.of(thread_index())),
-        pixels_(memory.pixels.of(thread_index())),
-        labels_(memory.labels.of(thread_index())) {
+        terms_(memory.terms.of(thread_index())) {
     part_.logits = static_cast<const T*>(args.map.logits) + first_class_ * args.map.stride_c;
     part_.c = at_most(args.map.c - first_class_, tasks.channels);
     end_row_ = first_row_ + at_most(args.map.h - first_row_, tasks.rows);
@@ -104,53 +137,32 @@ class GradientTask {
     const A* lower = rows_.next(i) == i ? pair.upper() : pair.lower();
     for (int64_t y = rows_.begin(i); y < end; y += kChunk) {
       const int64_t count = at_most(end - y, kChunk);
-      for (int64_t r = 0; r < count; ++r) prepare(pixel_row(r), (n_ * part_.height + y + r) * part_.width);
+      for (int64_t r = 0; r < count; ++r) prepare(terms_ + r, (n_ * part_.height + y + r) * part_.width);
       for (int64_t c = 0; c < part_.c; ++c) {
-        add_chunk(first_class_ + c, y, count, pair.upper() + c * stride_, lower + c * stride_, upper_ + c * stride_,
-                  lower_ + c * stride_);
+        add_chunk(terms_, count, part_.width, rows_.weight0(y), rows_.weight1(y), class_term(first_class_ + c),
+                  pair.upper() + c * stride_, lower + c * stride_, upper_ + c * stride_, lower_ + c * stride_);
       }
     }
   }
 
-  PixelRow<A> pixel_row(int64_t r) const {
-    A* values = pixels_ + 3 * r * stride_;
-    return {values, values + stride_, values + 2 * stride_, labels_ + r * stride_};
+  ClassTerm<A> class_term(int64_t c) const {
+    const A weight = weights_.of_class[c];
+    return {static_cast<Label<A>>(c), (weights_.kept + weights_.spread) * weight, weights_.spread * weight};
   }
 
-  // Fills row with the pixels from `first` on.
-  void prepare(const PixelRow<A>& row, int64_t first) const {
-    const A divisor = *static_cast<const A*>(args_.divisor);
+  // Fills the terms of a row of pixels from `first` on.
+  void prepare(Terms<A>* terms, int64_t first) const {
+    const A factor = 1 / *static_cast<const A*>(args_.divisor);
     for (int64_t x = 0; x < part_.width; ++x) {
       const int64_t label = label_at(args_.target, first + x);
       const bool counts = label != args_.target.ignore_index && is_class(label, args_.map.c);
-      const int64_t known = counts ? label : 0;
-      row.lse[x] = static_cast<const A*>(args_.lse)[first + x];
-      row.label[x] = static_cast<Label<A>>(known);
-      row.grad[x] = counts ? static_cast<const A*>(args_.grad)[(first + x) * args_.grad_stride] / divisor : A(0);
-      row.softmax[x] = row.grad[x] * (weights_.kept * weights_.of_class[known] + weights_.spread * weights_.total);
-    }
-  }
-
-  // Adds `count` rows of pixels from row y on to the sums of one channel of the two input rows.
-  void add_chunk(int64_t c, int64_t y, int64_t count, const A* upper, const A* lower, A* upper_sum,
-                 A* lower_sum) const {
-    const A other = weights_.spread * weights_.of_class[c], own = other + weights_.kept * weights_.of_class[c];
-    const A *weight0 = rows_.weight0(y), *weight1 = rows_.weight1(y);
-    for (int64_t x = 0; x < part_.width; x += kWidth<A>) {
-      const auto a = load_vector<Vector<A>>(upper + x), b = load_vector<Vector<A>>(lower + x);
-      auto sum0 = load_vector<Vector<A>>(upper_sum + x), sum1 = load_vector<Vector<A>>(lower_sum + x);
-      for (int64_t r = 0; r < count; ++r) {
-        const PixelRow<A> row = pixel_row(r);
-        const auto value = a * weight0[r] + b * weight1[r];
-        const auto p = exp_nonpositive(value - load_vector<Vector<A>>(row.lse + x));
-        const auto is_own = load_vector<LabelVector<A>>(row.label + x) == static_cast<Label<A>>(c);
-        const auto picked = is_own ? Vector<A>{} + own : Vector<A>{} + other;
-        const auto grad = load_vector<Vector<A>>(row.softmax + x) * p - load_vector<Vector<A>>(row.grad + x) * picked;
-        sum0 += weight0[r] * grad;
-        sum1 += weight1[r] * grad;
-      }
-      store_vector(upper_sum + x, sum0);
-      store_vector(lower_sum + x, sum1);
+      const int64_t known = counts ? label : 0, lane = x % kWidth<A>;
+      const A grad = counts ? static_cast<const A*>(args_.grad)[(first + x) * args_.grad_stride] * factor : A(0);
+      Terms<A>& to = terms[x / kWidth<A> * kChunk];
+      to.lse[lane] = static_cast<const A*>(args_.lse)[first + x] * static_cast<A>(kLog2E);
+      to.softmax[lane] = grad * (weights_.kept * weights_.of_class[known] + weights_.spread * weights_.total);
+      to.grad[lane] = grad;
+      to.label[lane] = static_cast<Label<A>>(known);
     }
   }
 
@@ -174,8 +186,8 @@ class GradientTask {
   int64_t end_row_;
   UpsampleMap part_;   // the channels of this task
   A *upper_, *lower_;  // sums of an input row and of the next, for every column of pixels
-  A *const pair_memory_, *const pixels_;
-  Label<A>* const labels_;
+  A* const pair_memory_;
+  Terms<A>* const terms_;
 };
 
 template <class T>

@@ -18,7 +18,7 @@ struct Pixels {
   const A *weight0, *weight1;
   const A *upper, *lower;
   int64_t channels, stride;
-  bool finite;  // none of them is NaN or infinite
+  bool finite;  // all logits between these rows are finite, with room for their differences
 
   [[gnu::always_inline]] Vector<A> upper_of(int64_t c) const { return load_vector<Vector<A>>(upper + c * stride); }
   [[gnu::always_inline]] Vector<A> lower_of(int64_t c) const { return load_vector<Vector<A>>(lower + c * stride); }
@@ -59,12 +59,8 @@ class RowPair {
 
  private:
   bool fill(A* lines, int64_t row) const {
-    bool finite = true;
-    for (int64_t c = 0; c < map_.c; ++c) {
-      const T* from = logits_ + row * map_.stride_h + c * map_.stride_c;
-      finite &= upsample_line(axis_, from, map_.stride_w, first_, last_, lines + c * stride_);
-    }
-    return finite;
+    const Row<const T> from{logits_ + row * map_.stride_h, map_.c, map_.stride_c, map_.stride_w};
+    return upsample_lines<T>(axis_, from, first_, last_, lines, stride_);
   }
 
   const Axis<A>& axis_;
@@ -135,19 +131,20 @@ template <int R, bool kFinite, class A>
                                                    LabelVector<A> (&label)[R]) {
   LabelVector<A> c_label{};
   for (int r = 0; r < R; ++r) {
-    best[r] = pixels.upper_of(0) * pixels.weight0[r] + pixels.lower_of(0) * pixels.weight1[r];
+    best[r] = Vector<A>{} - __builtin_inf();
     label[r] = c_label;
   }
-  for (int64_t c = 1; c < pixels.channels; ++c) {
+  for (int64_t c = 0; c < pixels.channels; ++c) {
     const Vector<A> upper = pixels.upper_of(c), lower = pixels.lower_of(c);
-    c_label += 1;
     for (int r = 0; r < R; ++r) {
-      const Vector<A> value = upper * pixels.weight0[r] + lower * pixels.weight1[r];
+      const Vector<A> value =
+          kFinite ? upper + (lower - upper) * pixels.weight1[r] : upper * pixels.weight0[r] + lower * pixels.weight1[r];
       auto larger = value > best[r];
       if (!kFinite) larger |= (value != value) & (best[r] == best[r]);
       best[r] = larger ? value : best[r];
       label[r] = larger ? c_label : label[r];
     }
+    c_label += 1;
   }
 }
 

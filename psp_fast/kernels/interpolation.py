@@ -26,7 +26,7 @@ class Axis(NamedTuple):
     """(length, terms), int32: the line of each term, -1 behind the last."""
     share: Tensor
     """(length, terms), fp32: the weight of each term."""
-    count: Tensor
+    terms: Tensor
     """(length), int32: how many terms there are."""
     span: Tensor
     """(lines, 2), int32: first and end position that have a line among their terms."""

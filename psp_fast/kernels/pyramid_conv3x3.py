@@ -126,7 +126,7 @@ def _add_rows(rows: Tensor, out: Tensor, axis: Axis, statistics: Tensor | None) 
         out,
         axis.near,
         axis.share,
-        axis.count,
+        axis.terms,
         parts,
         axis.near.shape[1],
         rows.shape[1],

@@ -66,7 +66,7 @@ def _write_rows(rows: Tensor, out: Tensor, axis: Axis) -> None:
         out,
         axis.near,
         axis.share,
-        axis.count,
+        axis.terms,
         axis.near.shape[1],
         rows.shape[1],
         height,

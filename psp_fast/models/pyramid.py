@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from psp_fast import ops
 from psp_fast.nn import batch_norm_relu, conv_bn_relu, conv_bn_relu_levels, synced_group
+from psp_fast.ops.pyramid_conv3x3 import gathers_statistics, pyramid_conv3x3_statistics
 
 
 class PyramidPooling(nn.Module):
@@ -79,5 +80,9 @@ class Head(nn.Sequential):
         weight = cast(nn.Conv2d, conv).weight
         if not pyramid:
             return classifier(dropout(conv_bn_relu(x, cast(nn.Conv2d, conv), bn)))
-        out = ops.pyramid_conv3x3(x, pyramid, weight, self.align_corners)
-        return classifier(dropout(batch_norm_relu(bn, out)))
+        stats = None
+        if bn.training and gathers_statistics(x):
+            out, stats = pyramid_conv3x3_statistics(x, pyramid, weight, self.align_corners)
+        else:
+            out = ops.pyramid_conv3x3(x, pyramid, weight, self.align_corners)
+        return classifier(dropout(batch_norm_relu(bn, out, stats=stats)))

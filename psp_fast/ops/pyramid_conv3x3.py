@@ -48,6 +48,12 @@ def pyramid_conv3x3(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor, align_
     return _PyramidConv.apply(x, weight, align_corners, False, *levels)[0]
 
 
+def gathers_statistics(x: Tensor) -> bool:
+    """Whether `pyramid_conv3x3_statistics` of x saves the batch norm after it a pass: its fp32 is enough for x."""
+    kernels = (backend.choose(op, x) for op in ("pyramid_conv3x3", "sync_batch_norm_relu"))
+    return x.dtype != torch.float64 and "reference" not in kernels
+
+
 def pyramid_conv3x3_statistics(
     x: Tensor, pyramid: Sequence[Tensor], weight: Tensor, align_corners: bool = True
 ) -> tuple[Tensor, Tensor]:

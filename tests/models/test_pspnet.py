@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from psp_fast import PSPNet
+from psp_fast import PSPNet, ops
 from psp_fast.errors import CheckpointError
 
 
@@ -206,3 +206,63 @@ def test_channels_last_and_autocast_train(amp):
     (main + aux).backward()
     assert main.dtype == torch.float32
     torch.testing.assert_close(main.detach(), plain, rtol=2e-2 if amp else 1e-4, atol=1e-4)
+
+
+def one_step(model: PSPNet, setting: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Losses, gradients and buffers of one training step from the model's present state, which is kept."""
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    model.zero_grad()
+    images = torch.randn(2, 3, 33, 41, generator=torch.Generator().manual_seed(1)).to(dtype)
+    labels = torch.randint(0, 5, (2, 33, 41), generator=torch.Generator().manual_seed(2))
+    with ops.use(setting):
+        _, main, aux = model(images, labels)
+        (main + 0.4 * aux).backward()
+    found = {"main": main.detach(), "aux": aux.detach()}
+    found.update((name, p.grad.clone()) for name, p in model.named_parameters())
+    found.update((name, buffer.clone()) for name, buffer in model.named_buffers())
+    model.load_state_dict(start)
+    return found
+
+
+def test_kernels_train_like_the_reference() -> None:
+    model = PSPNet(50, classes=5, pretrained=False, dropout=0.0).double().train()
+    got, want = (one_step(model, setting, torch.float64) for setting in ("auto", "reference"))
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_triton_trains_like_the_reference() -> None:
+    """In the interpreter: losses and the head's gradients (fp32 gradients of the backbone flip ReLUs)."""
+    model = PSPNet(18, classes=5, pretrained=False, dropout=0.0, output_stride=16).train()
+    got, want = (one_step(model, setting) for setting in ("triton", "reference"))
+    for name in ("main", "aux", "cls.4.weight", "cls.1.running_var", "ppm.features.3.2.running_mean"):
+        torch.testing.assert_close(got[name], want[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_compiles_whole() -> None:
+    """torch.compile without a graph break: prediction logits and a training step."""
+    model = PSPNet(50, classes=5, pretrained=False, dropout=0.0)
+    images, labels = torch.randn(2, 3, 33, 33), torch.randint(0, 5, (2, 33, 33))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    model.train()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    results = []
+    for run in (compiled, model):
+        model.load_state_dict(start)
+        model.zero_grad()
+        _, main, aux = run(images, labels)
+        (main + 0.4 * aux).backward()
+        kept = (model.cls[4].weight.grad, model.cls[1].running_var)
+        results.append((main.detach(), aux.detach(), *(value.clone() for value in kept)))
+    torch.testing.assert_close(*results)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), model(images))
+
+
+def test_exports() -> None:
+    model = PSPNet(50, classes=5, pretrained=False).eval()
+    images = torch.randn(1, 3, 57, 65)
+    with torch.no_grad():
+        program = torch.export.export(model, (images,))
+        torch.testing.assert_close(program.module()(images), model(images), rtol=1e-4, atol=1e-4)

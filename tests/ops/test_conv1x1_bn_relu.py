@@ -205,7 +205,7 @@ def test_arguments_of_the_folded_batch_norm_are_checked() -> None:
     x, weight, *_ = operands(2, 16, 24, 9, 8)
     with torch.no_grad(), pytest.raises(ValueError, match=r"residual must .*\(2, 24, 9, 8\), not \(2, 24, 9, 7\)"):
         run(op, False)(x, weight, None, None, torch.zeros(2, 24, 9, 7))
-    with torch.no_grad(), pytest.raises(ValueError, match="running_mean must have one value .* 24 outputs"):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"running_mean must have one value .* 24 outputs"):
         op(x, weight, None, None, torch.zeros(3), torch.ones(3), training=False)
 
 
