@@ -58,7 +58,11 @@ def capability(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(params=["csrc/cpu", "triton"])
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Run a test on the C++ kernels, and on the Triton kernels in the interpreter."""
+    if request.param == "triton":
+        from tests.kernels.interpreter import correct_bfloat16
+
+        correct_bfloat16(monkeypatch)
     with backend.use("triton" if request.param == "triton" else "auto"):
         yield request.param
