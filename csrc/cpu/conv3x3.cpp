@@ -64,11 +64,8 @@ void transform_output(const Conv3x3Args& args, const Conv3x3Tile& tile, const fl
   }
 }
 
-}  // namespace
-
-namespace PSP_FAST_CPU {
-
-void conv3x3_forward(const Conv3x3Args& args) {
+// Computes the outputs of args.y.
+void convolve(const Conv3x3Args& args) {
   // Few channels: tiles that fit the threads' L2 caches. Many: their weights are transformed anew for each chunk of
   // tiles.
   const bool few_channels = args.x.channels <= WinogradShape::kMostChannels;
@@ -111,6 +108,26 @@ void conv3x3_forward(const Conv3x3Args& args) {
     for (int64_t i = 0; i < shape.tiles; ++i) {
       transform_output(args, args.tiles[t + i], m + i * kPanel, output_product, output_panel);
     }
+  }
+}
+
+}  // namespace
+
+namespace PSP_FAST_CPU {
+
+void conv3x3_forward(const Conv3x3Args& args) {
+  constexpr int64_t kMostOutputs = 512;  // at a time: more would need too much memory for transformed weights
+  const int64_t chunk = chunk_of(args.y.channels, kMostOutputs, kPanel);
+  for (int64_t k = 0; k < args.y.channels; k += chunk) {
+    Conv3x3Args part = args;
+    part.y.data += k;
+    part.y.channels = args.y.channels - k < chunk ? args.y.channels - k : chunk;
+    part.weight.data += k * args.weight.stride_out;
+    if (args.scale != nullptr) {
+      part.scale += k;
+      part.shift += k;
+    }
+    convolve(part);
   }
 }
 
