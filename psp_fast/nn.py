@@ -46,13 +46,17 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """relu(batch_norm(x) + residual) of x (N, C, H, W); ReLU only with relu=True."""
-        return batch_norm_relu(self, x, residual=residual, relu=self.relu)
+        return _normalise(self, x, residual, self.relu)
 
 
 def convert_sync_batch_norm(module: _Module, process_group: dist.ProcessGroup | None = None) -> _Module:
-    """Replace every nn.BatchNorm2d and nn.SyncBatchNorm by SyncBatchNorm2d with the same parameters and buffers."""
+    """Replace every nn.BatchNorm2d and nn.SyncBatchNorm by SyncBatchNorm2d with the same parameters and buffers.
+
+    Without process_group an nn.SyncBatchNorm keeps its own.
+    """
     if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and not isinstance(module, SyncBatchNorm2d):
-        synced = SyncBatchNorm2d(*_batch_norm_options(module), process_group=process_group)
+        group = getattr(module, "process_group", None) if process_group is None else process_group
+        synced = SyncBatchNorm2d(*_batch_norm_options(module), process_group=group)
         return _with_state_of(module, synced)  # type: ignore[return-value]
     for name, child in module.named_children():
         setattr(module, name, convert_sync_batch_norm(child, process_group))
@@ -103,14 +107,20 @@ def synced_group(bn: nn.Module) -> dist.ProcessGroup | None:
 def batch_norm_relu(
     bn: nn.Module, x: Tensor, *, residual: Tensor | None = None, relu: bool = True, stats: Tensor | None = None
 ) -> Tensor:
-    """relu(bn(x) + residual) through the fused op; a module that is no batch norm is called as it is.
+    """relu(bn(x) + residual) through the fused op; a module that is no batch norm, or has hooks, is called as it is.
 
     stats (2, C), mean and sum of squared deviations of x, save the pass over x that would find them.
     """
-    if not isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm):
+    if not _is_batch_norm(bn):
         y = bn(x)
         y = y if residual is None else y + residual
         return y.relu() if relu else y
+    return _normalise(cast(nn.BatchNorm2d, bn), x, residual, relu, stats)
+
+
+def _normalise(
+    bn: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor, residual: Tensor | None, relu: bool, stats: Tensor | None = None
+) -> Tensor:
     arguments = _batch_norm_arguments(bn, x)
     if stats is not None and arguments["training"]:
         del arguments["training"]
@@ -122,7 +132,7 @@ def conv_bn_relu(
     x: Tensor, conv: nn.Conv2d, bn: nn.Module, *, residual: Tensor | None = None, relu: bool = True
 ) -> Tensor:
     """relu(bn(conv(x)) + residual); 1x1 convolutions of stride 1 and their batch norm are one op."""
-    if not (_is_pointwise(conv) and isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)):
+    if not (_is_pointwise(conv) and _is_batch_norm(bn)):
         if residual is None and _is_3x3(conv) and _is_frozen(bn, conv.weight, x):
             scale, shift = _folded_batch_norm(cast(nn.BatchNorm2d, bn))
             return conv3x3_affine_relu(x, conv.weight, conv.dilation[0], scale, shift, relu)
@@ -133,9 +143,7 @@ def conv_bn_relu(
 def conv_bn_relu_levels(xs: Sequence[Tensor], layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> list[Tensor]:
     """`conv_bn_relu` of every level with its (convolution, batch norm) pair; alike 1x1 layers run as one op."""
     alike = all(
-        _is_pointwise(conv)
-        and isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)
-        and conv.weight.shape == layers[0][0].weight.shape
+        _is_pointwise(conv) and _is_batch_norm(bn) and conv.weight.shape == layers[0][0].weight.shape
         for conv, bn in layers
     )
     if not alike:
@@ -146,11 +154,11 @@ def conv_bn_relu_levels(xs: Sequence[Tensor], layers: Sequence[tuple[nn.Conv2d, 
 def trains_bottleneck(x: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> bool:
     """Whether `bottleneck` can take a block's three (convolution, batch norm) pairs, and a gradient is asked for."""
     (conv1, bn1), (conv2, _), (conv3, _) = layers
-    plain = _is_pointwise(conv1) and _is_pointwise(conv3) and type(conv2) is nn.Conv2d and conv2.bias is None
-    norms = all(isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm) for _, bn in layers)
-    square = conv2.groups == 1 and conv2.padding == conv2.dilation and conv2.padding_mode == "zeros"
+    plain = _is_pointwise(conv1) and _is_pointwise(conv3) and _is_plain(conv2, stride=conv2.stride[0])
+    square = conv2.kernel_size == (3, 3) and conv2.padding == conv2.dilation
+    norms = all(_is_batch_norm(bn) for _, bn in layers)
     gradient = torch.is_grad_enabled() and any(p.requires_grad for conv, _ in layers for p in conv.parameters())
-    return plain and norms and square and gradient and bn1.training and runs_bottleneck(x)
+    return plain and square and norms and gradient and bn1.training and runs_bottleneck(x)
 
 
 def bottleneck(x: Tensor, shortcut: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> Tensor:
@@ -179,10 +187,12 @@ def _is_3x3(conv: nn.Conv2d) -> bool:
     return _is_plain(conv) and conv.kernel_size == (3, 3) and conv.padding == conv.dilation
 
 
-def _is_plain(conv: nn.Conv2d) -> bool:
+def _is_plain(conv: nn.Conv2d, stride: int = 1) -> bool:
+    """Whether conv does nothing but convolve, alike in both directions, so that an op may do it from its weight."""
     return (
         type(conv) is nn.Conv2d
-        and conv.stride == (1, 1)
+        and not _has_hooks(conv)
+        and conv.stride == (stride, stride)
         and conv.groups == 1
         and conv.bias is None
         and conv.padding_mode == "zeros"
@@ -190,9 +200,18 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     )
 
 
+def _is_batch_norm(bn: nn.Module) -> bool:
+    """Whether bn is a batch norm and nothing more, so that an op may do it from its parameters."""
+    return type(bn) in (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d) and not _has_hooks(bn)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def _is_frozen(bn: nn.Module, weight: Tensor, x: Tensor) -> bool:
     """Whether bn normalises by its running statistics and no gradient is asked for."""
-    if not isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm) or bn.training or bn.running_mean is None:
+    if not _is_batch_norm(bn) or bn.training or bn.running_mean is None:
         return False
     tensors = (x, weight, bn.weight, bn.bias)
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))

@@ -100,15 +100,18 @@ def _checked(setting: str) -> str:
     return setting
 
 
-def choose(op: str, x: Tensor) -> str:
-    """Name of the kernel that `op` runs for x, or "reference"; raises PspFastError where a kernel cannot be loaded."""
+def choose(op: str, x: Tensor, dtype: torch.dtype | None = None) -> str:
+    """Name of the kernel that `op` runs for x, or "reference"; raises PspFastError where a kernel cannot be loaded.
+
+    dtype stands for x's type where x will be converted first.
+    """
     setting = _checked(_setting)
     if setting == "reference":
         return "reference"
     device = "cuda" if setting == "triton" else x.device.type
     for kernel in _kernels.get((op, device), ()):
         wanted = setting == "auto" or kernel.name == "triton"
-        if wanted and x.dtype in kernel.dtypes and kernel.missing() is None:
+        if wanted and (dtype or x.dtype) in kernel.dtypes and kernel.missing() is None:
             return kernel.name
     return "reference"
 

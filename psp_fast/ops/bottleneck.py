@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from psp_fast.ops import backend
 from psp_fast.ops.conv3x3 import convolution, convolution_backward
+from psp_fast.ops.derivatives import first_order
 from psp_fast.ops.sync_batch_norm_relu import (
     batch_norm_backward,
     inverse_deviation,
@@ -45,8 +45,14 @@ class BatchNorm(NamedTuple):
 
 
 def runs_bottleneck(x: Tensor) -> bool:
-    """Whether there are kernels for x."""
-    return backend.choose("sync_batch_norm_relu", x) != "reference"
+    """Whether there are kernels for x, in the type that autocast gives it."""
+    return backend.choose("sync_batch_norm_relu", x, _compute_dtype(x)) != "reference"
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else x.dtype
 
 
 def bottleneck(
@@ -70,10 +76,10 @@ def bottleneck(
     Returns:
         (N, O, H', W') in x's type, or in autocast's.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    _check(x, shortcut, weights, norms, stride)
+    dtype = _compute_dtype(x)
     frozen = [_frozen(norm, dtype) for norm in norms]
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         y, *running = _Bottleneck.apply(
             x.to(dtype),
             None if shortcut is x else shortcut.to(dtype),
@@ -81,15 +87,36 @@ def bottleneck(
             *(p for norm in norms for p in (norm.weight, norm.bias)),
             *(statistic for pair in frozen for statistic in pair),
             [norm.eps for norm in norms],
-            norms[0].process_group,
+            [norm.process_group for norm in norms],
             stride,
             dilation,
         )
         for norm, batch in zip(norms, running, strict=True):
-            if norm.training and norm.running_mean is not None and norm.running_var is not None:
+            if batch.numel() > 0 and norm.running_mean is not None and norm.running_var is not None:
                 mean, var = batch.unbind()
                 update_running(norm.running_mean, norm.running_var, mean, var, norm.momentum)
     return y
+
+
+def _check(x: Tensor, shortcut: Tensor, weights: Sequence[Tensor], norms: Sequence[BatchNorm], stride: int) -> None:
+    inner, outer = weights[0].shape[0], weights[2].shape[0]
+    shapes = ((inner, x.shape[1], 1, 1), (inner, inner, 3, 3), (outer, inner, 1, 1))
+    for i, (weight, shape, norm) in enumerate(zip(weights, shapes, norms, strict=True), 1):
+        if weight.shape != shape:
+            raise ValueError(f"bottleneck: the weight of conv{i} must be {shape}, not {tuple(weight.shape)}")
+        for name, vector in zip(norm._fields, norm[:4], strict=False):
+            if vector is not None and vector.shape != shape[:1]:
+                raise ValueError(
+                    f"bottleneck: {name} of bn{i} must have one value for each of {shape[0]} channels, "
+                    f"not {tuple(vector.shape)}"
+                )
+        if not norm.training and norm.running_mean is None:
+            raise ValueError(f"bottleneck: bn{i} is frozen and has no running statistics")
+    result = (x.shape[0], outer, *((side - 1) // stride + 1 for side in x.shape[2:]))
+    if shortcut.shape != result:
+        raise ValueError(
+            f"bottleneck: the shortcut must have the result's shape, {result}, not {tuple(shortcut.shape)}"
+        )
 
 
 def _frozen(norm: BatchNorm, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
@@ -125,13 +152,13 @@ class _Layer(NamedTuple):
 class _Bottleneck(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shortcut: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-        weights, affine, frozen, (eps, group, stride, dilation) = rest[:3], rest[3:9], rest[9:15], rest[15:]
+        weights, affine, frozen, (eps, groups, stride, dilation) = rest[:3], rest[3:9], rest[9:15], rest[15:]
         layers: list[_Layer] = []
         running: list[Tensor] = []
 
         def add_layer(z: Tensor, stats: Tensor | None = None) -> _Layer:
             i = len(layers)
-            mean, invstd, count, batch = _statistics(z, stats, frozen[2 * i], frozen[2 * i + 1], eps[i], group)
+            mean, invstd, count, batch = _statistics(z, stats, frozen[2 * i], frozen[2 * i + 1], eps[i], groups[i])
             layers.append(_Layer(affine[2 * i], affine[2 * i + 1], mean, invstd, count))
             running.append(batch)
             return layers[i]
@@ -141,7 +168,7 @@ class _Bottleneck(torch.autograd.Function):
         z3, stats = _last(z2, add_layer(z2), weights[2])
         y = add_layer(z3, stats).apply(z3, x if shortcut is None else shortcut)
         ctx.own_shortcut = shortcut is None
-        ctx.group, ctx.stride, ctx.dilation = group, stride, dilation
+        ctx.groups, ctx.stride, ctx.dilation = groups, stride, dilation
         ctx.counts = [None if isinstance(layer.total, Tensor) else layer.total for layer in layers]
         totals = [layer.total if isinstance(layer.total, Tensor) else None for layer in layers]
         statistics = [tensor for layer in layers for tensor in (layer.mean, layer.invstd)]
@@ -150,8 +177,13 @@ class _Bottleneck(torch.autograd.Function):
         return y, *running
 
     @staticmethod
-    @once_differentiable
+    @first_order("bottleneck")
     def backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(dy.device.type, enabled=False):
+            return _Bottleneck._gradients(ctx, dy)
+
+    @staticmethod
+    def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, z1, z2, y, w1, w2, w3, *saved = ctx.saved_tensors
         affine, statistics, totals = saved[:6], saved[6:12], saved[12:]
         counts = [count if total is None else total for count, total in zip(ctx.counts, totals, strict=True)]
@@ -160,15 +192,15 @@ class _Bottleneck(torch.autograd.Function):
         # The block from its end; `sums` are (2, C), a layer's gradients of bias and weight.
         y2 = None if _fuses(z2) else second.apply(z2)
         z3 = _last(z2, second, w3)[0] if y2 is None else _pointwise(y2, w3)
-        dz3, g, sums3 = _layer_backward(dy, z3, y, third, ctx.group, residual=True)
+        dz3, g, sums3 = _layer_backward(dy, z3, y, third, ctx.groups[2], residual=True)
         del z3
         if y2 is None:
-            dz2, dw3, sums2 = _last_backward(dz3, z2, second, w3, ctx.group)
+            dz2, dw3, sums2 = _last_backward(dz3, z2, second, w3, ctx.groups[1])
         else:
             dy2, dw3 = _pointwise_backward(dz3, y2, w3)
-            dz2, _, sums2 = _layer_backward(dy2, z2, None, second, ctx.group)
+            dz2, _, sums2 = _layer_backward(dy2, z2, None, second, ctx.groups[1])
         dy1, dw2 = _middle_backward(dz2, first.apply(z1), w2, ctx.stride, ctx.dilation)
-        dz1, _, sums1 = _layer_backward(dy1, z1, None, first, ctx.group)
+        dz1, _, sums1 = _layer_backward(dy1, z1, None, first, ctx.groups[0])
         dx, dw1 = _pointwise_backward(dz1, x, w1)
         daffine = []
         for layer, sums in ((first, sums1), (second, sums2), (third, sums3)):
@@ -196,7 +228,8 @@ def _statistics(
         stats = torch.ops.psp_fast.batch_norm_statistics(z)
     stats, count = merge_ranks(stats, z.shape[0] * z.shape[2] * z.shape[3], group)
     mean, deviations = stats.unbind()
-    running = torch.stack([mean, unbiased_variance(deviations, count)])
+    empty = not isinstance(count, Tensor) and count == 0  # leaves the running statistics
+    running = z.new_empty(0) if empty else torch.stack([mean, unbiased_variance(deviations, count)])
     return mean, inverse_deviation(deviations, count, eps), count, running
 
 

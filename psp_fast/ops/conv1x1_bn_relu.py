@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -147,11 +148,34 @@ def _check(x: Tensor, weight: Tensor, vectors: dict[str, Tensor | None], residua
 
 
 class _Folded(NamedTuple):
-    """A convolution's weight with the batch norm in it, as the kernel takes it, and the bias."""
+    """A convolution's weight with the batch norm in it (for oneDNN in its own order), and the bias."""
 
-    key: tuple
+    kind: tuple
+    """Which kernel, type and eps it is for."""
+    sources: list[_Mark]
+    """The tensors it was made of, as they were."""
     weight: Tensor
     bias: Tensor
+
+    def is_of(self, kind: tuple, sources: Sequence[Tensor | None]) -> bool:
+        """Whether it was made of these very tensors as they are now."""
+        same = (_is_marked(tensor, mark) for tensor, mark in zip(sources, self.sources, strict=True))
+        return self.kind == kind and all(same)
+
+
+_Mark = tuple[weakref.ref, int] | None
+
+
+def _mark(tensor: Tensor | None) -> _Mark:
+    """A tensor as it is now."""
+    return None if tensor is None else (weakref.ref(tensor), 0 if tensor.is_inference() else tensor._version)
+
+
+def _is_marked(tensor: Tensor | None, mark: _Mark) -> bool:
+    """Whether mark is of this very tensor, unchanged; one whose tensor is gone is of no other."""
+    if mark is None or tensor is None:
+        return mark is None and tensor is None
+    return mark[1] == tensor._version and mark[0]() is tensor
 
 
 _folded_weights = WeakTensorKeyDictionary()
@@ -159,7 +183,7 @@ _folded_weights = WeakTensorKeyDictionary()
 
 def _folds(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Whether one kernel runs convolution, bias, sum and ReLU: no gradient, no autocast, no graph being traced."""
-    if backend.choose(_OP, x) == "reference" or torch.compiler.is_compiling():
+    if backend.choose(_OP, x) == "reference" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if torch.is_autocast_enabled(x.device.type):
         return False
@@ -180,10 +204,13 @@ def _folded(
     eps: float,
 ) -> _Folded:
     implementation = backend.choose(_OP, x)
-    sources = [t for t in (weight, bn_weight, bn_bias, running_mean, running_var) if t is not None]
-    key = (implementation, eps, x.shape[2:], *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources))
-    known = _folded_weights.get(weight)
-    if known is not None and known.key == key and not any(t.is_inference() for t in sources):
+    kind = (implementation, x.dtype, eps)
+    sources = [weight, bn_weight, bn_bias, running_mean, running_var]
+    # Neither tensors that do not count their changes, nor memory that a CUDA graph fills later.
+    keeps = not any(t is not None and t.is_inference() for t in sources)
+    keeps = keeps and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    known = _folded_weights.get(weight) if keeps else None
+    if known is not None and known.is_of(kind, sources):
         return known
     with torch.no_grad():
         scale = (running_var.float() + eps).rsqrt()
@@ -193,8 +220,11 @@ def _folded(
         if implementation == "oneDNN":
             one = [1, 1]
             packed = torch.ops.mkldnn._reorder_convolution_weight(packed, [0, 0], one, one, 1, list(x.shape))
-    folded = _Folded(key, packed, bias.contiguous())
-    _folded_weights[weight] = folded
+        elif known is not None and known.kind == kind:  # a captured graph may read the memory of the old one
+            packed, bias = known.weight.copy_(packed), known.bias.copy_(bias)
+    folded = _Folded(kind, [_mark(tensor) for tensor in sources], packed, bias.contiguous())
+    if keeps:
+        _folded_weights[weight] = folded
     return folded
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from psp_fast.ops import backend, reference
+from psp_fast.ops.derivatives import first_order
 
 _OP = "conv3x3"
 _DEVICES = ("cpu", "cuda")
@@ -23,7 +23,8 @@ def conv3x3(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     """conv2d of x with weight, stride 1, padding equal to dilation, without bias.
 
     Winograd's algorithm runs for fp32 on the CPU where it saves time: its relative error is a few 1e-6, against a few
-    1e-7. Everything else is torch.nn.functional.conv2d, autocast included.
+    1e-7, and a NaN or an infinity spreads over the 4x4 pixels of a tile. Everything else is
+    torch.nn.functional.conv2d, autocast included.
 
     Args:
         x: (N, C, H, W), float.
@@ -45,11 +46,16 @@ def conv3x3(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 def conv3x3_affine_relu(x: Tensor, weight: Tensor, dilation: int, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
     """relu(scale * conv3x3(x) + shift), scale and shift (O,): a convolution and a frozen batch norm; no gradient."""
     _check(x, weight, dilation)
+    for name, vector in (("scale", scale), ("shift", shift)):
+        if vector.shape != weight.shape[:1]:
+            raise ValueError(
+                f"{_OP}: {name} must have one value for each of {weight.shape[0]} outputs, not {tuple(vector.shape)}"
+            )
     if uses_winograd(x, weight, dilation):
         return torch.ops.psp_fast.conv3x3(x, weight, dilation, scale, shift, relu)
     y = reference.conv3x3(x, weight, dilation)
-    y = torch.addcmul(shift.to(y.dtype).view(-1, 1, 1), y, scale.to(y.dtype).view(-1, 1, 1))
-    return y.relu_() if relu else y
+    values = torch.addcmul(shift.view(-1, 1, 1), reference.at_least_fp32(y), scale.view(-1, 1, 1))
+    return (values.relu_() if relu else values).to(y.dtype)
 
 
 def uses_winograd(x: Tensor, weight: Tensor, dilation: int) -> bool:
@@ -113,7 +119,7 @@ class _Conv3x3(torch.autograd.Function):
         return torch.ops.psp_fast.conv3x3(x, weight, dilation, None, None, False)
 
     @staticmethod
-    @once_differentiable
+    @first_order("conv3x3")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         mask = ctx.needs_input_grad[:2]

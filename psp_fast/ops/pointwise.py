@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from psp_fast.ops.derivatives import first_order
 
 _DEVICES = ("cpu", "cuda")  # CPU tensors run in Triton's interpreter
 
@@ -38,7 +39,7 @@ class _Convolutions(torch.autograd.Function):
         return *zs, *stats
 
     @staticmethod
-    @once_differentiable
+    @first_order("conv1x1_bn_relu")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         xs, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         need_x, need_weight = ctx.needs_input_grad[1 : ctx.count + 1], ctx.needs_input_grad[ctx.count + 1 :]

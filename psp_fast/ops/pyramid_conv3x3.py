@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from psp_fast.ops import backend, reference
 from psp_fast.ops.conv3x3 import backward_weight, convolution, convolution_backward, uses_winograd
+from psp_fast.ops.derivatives import first_order
 from psp_fast.ops.upsample_concat import checked_pyramid, is_channels_last, memory_format, native_levels
 
 _DEVICES = ("cpu", "cuda")
@@ -42,7 +42,7 @@ def pyramid_conv3x3(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor, align_
         TypeError, ValueError: an argument is not as above.
         PspFastError: the compiled module is missing or broken.
     """
-    x, levels = _checked(x, pyramid, weight)
+    x, levels, weight = _checked(x, pyramid, weight)
     if backend.choose("pyramid_conv3x3", x) == "reference":
         return reference.pyramid_conv3x3(x, levels, weight, align_corners)
     return _PyramidConv.apply(x, weight, align_corners, False, *levels)[0]
@@ -62,15 +62,15 @@ def pyramid_conv3x3_statistics(
     They come from the pass that writes the result. They have no gradient: the backward of the batch norm that uses
     them accounts for them.
     """
-    x, levels = _checked(x, pyramid, weight)
+    x, levels, weight = _checked(x, pyramid, weight)
     if backend.choose("pyramid_conv3x3", x) == "reference":
         out = reference.pyramid_conv3x3(x, levels, weight, align_corners)
         return out, _statistics_of(out.detach())
     return _PyramidConv.apply(x, weight, align_corners, True, *levels)
 
 
-def _checked(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """x in the type of the convolution, and the levels."""
+def _checked(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    """x in the type of the convolution, the levels, and the weight in that type or fp32, which the kernels take."""
     levels = checked_pyramid("pyramid_conv3x3", x, pyramid)
     if not isinstance(weight, Tensor):
         raise TypeError(f"pyramid_conv3x3: weight must be a tensor, not {type(weight).__name__}")
@@ -86,11 +86,12 @@ def _checked(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor) -> tuple[Tens
         )
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(device)), levels
+        x = x.to(torch.get_autocast_dtype(device))
+        return x, levels, weight if weight.dtype in (x.dtype, torch.float32) else weight.float()
     for name, tensor in (("weight", weight), *((f"pyramid[{i}]", level) for i, level in enumerate(levels))):
         if tensor.dtype != x.dtype:
             raise TypeError(f"pyramid_conv3x3: {name} must have x's type, {x.dtype}, not {tensor.dtype}: convert it")
-    return x, levels
+    return x, levels, weight
 
 
 def _statistics_of(out: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ class _PyramidConv(torch.autograd.Function):
         return out, stats
 
     @staticmethod
-    @once_differentiable
+    @first_order("pyramid_conv3x3")
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *levels = ctx.saved_tensors
         need_x, need_weight, _, _, *need_levels = ctx.needs_input_grad

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from psp_fast.ops import backend, reference
+from psp_fast.ops.derivatives import first_order
 
 _DEVICES = ("cpu", "cuda")
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -68,7 +68,7 @@ class _PyramidPool(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
+    @first_order("pyramid_pool")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         height, width = ctx.size
         dx = torch.ops.psp_fast.pyramid_pool_backward(grads, ctx.saved_tensors, height, width, ctx.channels_last)

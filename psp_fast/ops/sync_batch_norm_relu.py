@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from psp_fast.kernels import sync_batch_norm_relu_cuda
 from psp_fast.ops import backend, reference
+from psp_fast.ops.derivatives import first_order
 
 _OP = "sync_batch_norm_relu"
 _DEVICES = ("cpu", "cuda")
@@ -320,7 +320,7 @@ class _BatchNormRelu(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order("sync_batch_norm_relu")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, y, mean, invstd, weight, total = ctx.saved_tensors
         count = ctx.count if total is None else total
@@ -530,6 +530,9 @@ def _dense(x: Tensor, **arrays: Tensor | None) -> dict[str, Tensor]:
     """x and the arrays that are not None: maps in x's layout and type, the others in that of statistics."""
     layout, kept = _format(x), _statistics_dtype(x)
     given = {"x": x, **{name: array for name, array in arrays.items() if array is not None}}
+    for name, array in given.items():
+        if array.shape not in ((x.shape,) if array.dim() == 4 else ((x.shape[1],), (2, x.shape[1]))):
+            raise ValueError(f"{_OP}: {name} of shape {tuple(array.shape)} does not fit x of shape {tuple(x.shape)}")
     return {
         name: array.to(x.dtype).contiguous(memory_format=layout) if array.dim() == 4 else array.to(kept).contiguous()
         for name, array in given.items()

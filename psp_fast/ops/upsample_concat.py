@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from psp_fast.ops import backend, reference
+from psp_fast.ops.derivatives import first_order
 
 _DEVICES = ("cpu", "cuda")
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -72,7 +72,7 @@ class _UpsampleConcat(torch.autograd.Function):
         return torch.ops.psp_fast.upsample_concat(x, levels, align_corners)
 
     @staticmethod
-    @once_differentiable
+    @first_order("upsample_concat")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx = dy[:, : ctx.channels] if ctx.needs_input_grad[0] else None
         if not any(ctx.needs_input_grad[2:]):

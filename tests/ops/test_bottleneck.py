@@ -182,5 +182,5 @@ def test_double_backward_is_refused() -> None:
     made = block()
     x = random(2, 24, 8, 8, dtype=torch.float64).requires_grad_()
     (dx,) = torch.autograd.grad(made(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="second derivatives are not available"):
         dx.sum().backward()

@@ -1,0 +1,49 @@
+"""Backward passes that have no derivative themselves say so."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Gradients = tuple[Any, ...]
+Backward = Callable[..., Gradients]
+
+
+def first_order(op: str) -> Callable[[Backward], Backward]:
+    """Decorate the backward of op's autograd.Function: using a derivative of its gradients raises RuntimeError.
+
+    `torch.autograd.function.once_differentiable` looks at the incoming gradients alone, and drops in silence what the
+    gradients owe to the saved tensors; this looks at both.
+    """
+
+    def decorate(backward: Backward) -> Backward:
+        @functools.wraps(backward)
+        def checked(ctx: Any, *grads: Tensor) -> Gradients:
+            with torch.no_grad():
+                results = backward(ctx, *grads)
+            # Without create_graph nothing can be derived; compiled graphs refuse it themselves.
+            if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+                return results
+            causes = [t for t in (*ctx.saved_tensors, *grads) if isinstance(t, Tensor) and t.requires_grad]
+            known = [t for t in results if isinstance(t, Tensor)]
+            refusing = iter(_Refusal.apply(op, len(known), *known, *causes))
+            return tuple(next(refusing) if isinstance(t, Tensor) else t for t in results)
+
+        return checked
+
+    return decorate
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, op: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.op = op
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:  # type: ignore[override]
+        raise RuntimeError(f"{ctx.op}: second derivatives are not available, use ops.reference for them")
