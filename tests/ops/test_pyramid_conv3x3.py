@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -26,18 +26,6 @@ TINY_SIDES = [(1, 1), (5, 3)]
 
 pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def capability(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a test on every instruction set that this CPU has."""
-    native = backend.native()
-    if request.param not in native.cpu_capabilities():
-        pytest.skip(f"this CPU or build has no {request.param}")
-    before = native.cpu_capability()
-    native.set_cpu_capability(request.param)
-    yield request.param
-    native.set_cpu_capability(before)
 
 
 def make_inputs(

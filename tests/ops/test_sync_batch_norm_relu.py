@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,18 +22,6 @@ SHAPES = [(2, 1, 1, 1), (1, 3, 1, 9), (3, 5, 9, 1), (2, 67, 2, 5), (3, 5, 13, 17
 
 pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(params=CAPABILITIES)
-def capability(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a test on every instruction set that this CPU has."""
-    native = backend.native()
-    if request.param not in native.cpu_capabilities():
-        pytest.skip(f"this CPU or build has no {request.param}")
-    before = native.cpu_capability()
-    native.set_cpu_capability(request.param)
-    yield request.param
-    native.set_cpu_capability(before)
 
 
 def vectors(channels: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,18 +17,6 @@ from tests.ops.upsampling import BATCHES, FEW_SIZES, SIZES, assert_classes, logi
 pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 align = pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "centres"])
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def capability(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a test on every instruction set that this CPU has."""
-    native = backend.native()
-    if request.param not in native.cpu_capabilities():
-        pytest.skip(f"this CPU or build has no {request.param}")
-    before = native.cpu_capability()
-    native.set_cpu_capability(request.param)
-    yield request.param
-    native.set_cpu_capability(before)
 
 
 def check(x: Tensor, size: tuple[int, int], align_corners: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,18 +21,6 @@ from tests.ops.upsampling import BATCHES, FEW_SIZES, SIZES, assert_classes, logi
 pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 align = pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "centres"])
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def capability(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a test on every instruction set that this CPU has."""
-    native = backend.native()
-    if request.param not in native.cpu_capabilities():
-        pytest.skip(f"this CPU or build has no {request.param}")
-    before = native.cpu_capability()
-    native.set_cpu_capability(request.param)
-    yield request.param
-    native.set_cpu_capability(before)
 
 
 def make_labels(n: int, size: tuple[int, int], classes: int, *, ignore_index: int = 255, seed: int = 0) -> Tensor:
