@@ -83,8 +83,6 @@ def test_matches_reference_on_every_implementation(implementation: str, align_co
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(implementation: str, dtype: torch.dtype) -> None:
-    if implementation == "triton" and dtype == torch.bfloat16:
-        pytest.skip("Triton's interpreter truncates to bf16, which no GPU does")
     for layout in LAYOUTS:
         check(make_inputs(2, 3, 5, 3, 6, TINY, dtype, layout))
 
@@ -285,8 +283,6 @@ def run_alone(code: str) -> list[int]:
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_autocast(implementation: str, half: torch.dtype) -> None:
     """The result has autocast's type; gradients have their inputs' types and are as near the truth as PyTorch's."""
-    if implementation == "triton" and half == torch.bfloat16:
-        pytest.skip("Triton's interpreter truncates to bf16, which no GPU does")
     inputs = make_inputs(2, 3, 5, 3, 6, TINY)
     inputs[3] = inputs[3].to(half)
     inputs = leaves(inputs)
