@@ -10,13 +10,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from psp_fast import ops
-from psp_fast.ops.bottleneck import BatchNorm, runs_bottleneck
+from psp_fast.ops.block import BatchNorm, runs_block
 from psp_fast.ops.bottleneck import bottleneck as _bottleneck
 from psp_fast.ops.conv1x1_bn_relu import conv1x1_bn_relu_levels
 from psp_fast.ops.conv3x3 import conv3x3_affine_relu
+from psp_fast.ops.stem import stem as _stem
 from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics
 
 _Module = TypeVar("_Module", bound=nn.Module)
+
+Layer = tuple[nn.Conv2d, nn.Module]
+"""A convolution and the batch norm behind it."""
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -140,7 +144,7 @@ def conv_bn_relu(
     return ops.conv1x1_bn_relu(x, **_layer_arguments(conv, bn, x), residual=residual, relu=relu)
 
 
-def conv_bn_relu_levels(xs: Sequence[Tensor], layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> list[Tensor]:
+def conv_bn_relu_levels(xs: Sequence[Tensor], layers: Sequence[Layer]) -> list[Tensor]:
     """`conv_bn_relu` of every level with its (convolution, batch norm) pair; alike 1x1 layers run as one op."""
     alike = all(
         _is_pointwise(conv) and _is_batch_norm(bn) and conv.weight.shape == layers[0][0].weight.shape
@@ -151,25 +155,61 @@ def conv_bn_relu_levels(xs: Sequence[Tensor], layers: Sequence[tuple[nn.Conv2d, 
     return conv1x1_bn_relu_levels(xs, [_layer_arguments(conv, bn, x) for x, (conv, bn) in zip(xs, layers, strict=True)])
 
 
-def trains_bottleneck(x: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> bool:
-    """Whether `bottleneck` can take a block's three (convolution, batch norm) pairs, and a gradient is asked for."""
-    (conv1, bn1), (conv2, _), (conv3, _) = layers
-    plain = _is_pointwise(conv1) and _is_pointwise(conv3) and _is_plain(conv2, stride=conv2.stride[0])
+def trains_bottleneck(x: Tensor, layers: Sequence[Layer]) -> bool:
+    """Whether `bottleneck` can take a block's three layers, or four with the shortcut's; see `_trains_block`."""
+    (conv1, _), (conv2, _), (conv3, _), *shortcut = layers
+    strided = all(_is_plain(conv, conv2.stride[0]) and conv.kernel_size == (1, 1) for conv, _ in shortcut)
+    plain = _is_pointwise(conv1) and _is_pointwise(conv3) and _is_plain(conv2, conv2.stride[0])
     square = conv2.kernel_size == (3, 3) and conv2.padding == conv2.dilation
+    return strided and plain and square and _trains_block(x, layers)
+
+
+def bottleneck(x: Tensor, layers: Sequence[Layer], recompute: bool = False) -> Tensor:
+    """A residual block of three layers, or four with the shortcut's, as one op; counts the batch in each batch norm."""
+    stride, dilation = layers[1][0].stride[0], layers[1][0].dilation[0]
+    halved = x if stride == 1 else x[:, :, ::stride, ::stride]
+    norms = _block_norms(layers, [x, halved, halved, halved])
+    weights = [conv.weight for conv, _ in layers]
+    return _bottleneck(x, weights, norms, stride=stride, dilation=dilation, recompute=recompute)
+
+
+def trains_stem(x: Tensor, layers: Sequence[Layer], pool: nn.Module) -> bool:
+    """Whether `stem` can take the layers and the pooling behind them; see `_trains_block`."""
+    convs = all(
+        _is_plain(conv, conv.stride[0])
+        and conv.dilation == (1, 1)
+        and all(side % 2 == 1 for side in conv.kernel_size)
+        and conv.padding == tuple(side // 2 for side in conv.kernel_size)
+        for conv, _ in layers
+    )
+    options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    pooled = type(pool) is nn.MaxPool2d and not _has_hooks(pool)
+    pooled = pooled and [getattr(pool, name) for name in options] == [3, 2, 1, 1, False, False]
+    return convs and pooled and _trains_block(x, layers)
+
+
+def stem(x: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """The layers, ReLU behind each, and max pooling (3x3, stride 2), as one op; counts the batch in each batch norm."""
+    strides = [conv.stride[0] for conv, _ in layers]
+    sees = [x]
+    for stride in strides:
+        sees.append(sees[-1][:, :, ::stride, ::stride])
+    return _stem(x, [conv.weight for conv, _ in layers], _block_norms(layers, sees[1:]), strides)
+
+
+def _trains_block(x: Tensor, layers: Sequence[Layer]) -> bool:
+    """Whether an op of several layers may run: batch norms, the first of them training, and a gradient is asked for."""
     norms = all(_is_batch_norm(bn) for _, bn in layers)
     gradient = torch.is_grad_enabled() and any(p.requires_grad for conv, _ in layers for p in conv.parameters())
-    return plain and square and norms and gradient and bn1.training and runs_bottleneck(x)
+    return norms and gradient and layers[0][1].training and runs_block(x)
 
 
-def bottleneck(x: Tensor, shortcut: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]]) -> Tensor:
-    """A residual block of three (convolution, batch norm) pairs as one op; counts the batch in each batch norm."""
-    stride, dilation = layers[1][0].stride[0], layers[1][0].dilation[0]
-    norms = []
-    for i, (_, bn) in enumerate(layers):
-        sees = x if i == 0 or stride == 1 else x[:, :, ::stride, ::stride]
-        norms.append(BatchNorm(**_batch_norm_arguments(cast(nn.BatchNorm2d, bn), sees)))
-    weights = [conv.weight for conv, _ in layers]
-    return _bottleneck(x, shortcut, weights, norms, stride=stride, dilation=dilation)
+def _block_norms(layers: Sequence[Layer], sees: Sequence[Tensor]) -> list[BatchNorm]:
+    """The layers' batch norms; `sees` are of the size of what each normalises."""
+    return [
+        BatchNorm(**_batch_norm_arguments(cast(nn.BatchNorm2d, bn), x))
+        for (_, bn), x in zip(layers, sees, strict=False)
+    ]
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -21,6 +21,10 @@ void apply_cpu(const BatchNormArgs& args) {
   will_write(args.y, bytes(args));
   PSP_FAST_CALL_CPU_KERNEL(batch_norm_apply, args)
 }
+void forward_cpu(const BatchNormArgs& args) {
+  will_write(args.y, bytes(args));
+  PSP_FAST_CALL_CPU_KERNEL(batch_norm_forward, args)
+}
 void sums_cpu(const BatchNormArgs& args) { PSP_FAST_CALL_CPU_KERNEL(batch_norm_backward_sums, args) }
 void input_cpu(const BatchNormArgs& args) {
   will_write_gradients(args);
@@ -34,7 +38,8 @@ void backward_cpu(const BatchNormArgs& args) {
 template <CpuKernel kernel>
 void run_cpu(const std::string& dtype, bool channels_last, bool relu, const std::array<int64_t, 3>& sizes, int threads,
              uintptr_t x, uintptr_t dy, uintptr_t residual, uintptr_t y, uintptr_t dx, uintptr_t g, uintptr_t mean,
-             uintptr_t invstd, uintptr_t weight, uintptr_t bias, uintptr_t stats, uintptr_t sums, uintptr_t means) {
+             uintptr_t invstd, uintptr_t weight, uintptr_t bias, uintptr_t stats, uintptr_t sums, uintptr_t means,
+             uintptr_t running_mean, uintptr_t running_var, double momentum, double eps) {
   kernel({dtype_named(dtype),
           channels_last,
           relu,
@@ -54,6 +59,10 @@ void run_cpu(const std::string& dtype, bool channels_last, bool relu, const std:
           pointer<void>(stats),
           pointer<void>(sums),
           pointer<void>(means),
+          pointer<void>(running_mean),
+          pointer<void>(running_var),
+          momentum,
+          eps,
           useful_threads(sizes[0] * sizes[1] * sizes[2], threads)});
 }
 
@@ -62,7 +71,8 @@ template <CpuKernel kernel>
 void define_cpu(py::module_& module, const char* name) {
   module.def(name, &run_cpu<kernel>, "dtype"_a, "channels_last"_a, "relu"_a, "sizes"_a, "threads"_a, "x"_a, "dy"_a = 0,
              "residual"_a = 0, "y"_a = 0, "dx"_a = 0, "g"_a = 0, "mean"_a = 0, "invstd"_a = 0, "weight"_a = 0,
-             "bias"_a = 0, "stats"_a = 0, "sums"_a = 0, "means"_a = 0, py::call_guard<py::gil_scoped_release>());
+             "bias"_a = 0, "stats"_a = 0, "sums"_a = 0, "means"_a = 0, "running_mean"_a = 0, "running_var"_a = 0,
+             "momentum"_a = 0, "eps"_a = 0, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace
@@ -70,6 +80,7 @@ void define_cpu(py::module_& module, const char* name) {
 void define_sync_batch_norm_relu(py::module_& module) {
   define_cpu<statistics_cpu>(module, "batch_norm_statistics_cpu");
   define_cpu<apply_cpu>(module, "batch_norm_apply_cpu");
+  define_cpu<forward_cpu>(module, "batch_norm_forward_cpu");
   define_cpu<sums_cpu>(module, "batch_norm_backward_sums_cpu");
   define_cpu<input_cpu>(module, "batch_norm_backward_input_cpu");
   define_cpu<backward_cpu>(module, "batch_norm_backward_cpu");

@@ -1,4 +1,6 @@
 // Statistics of a batch, and normalisation by them; compiled and linked as pyramid_pool.cpp is.
+#include <cmath>
+
 #include "cpu/sync_batch_norm_relu_tiles.h"
 
 namespace psp_fast {
@@ -157,33 +159,80 @@ void statistics_channels_last(const BatchNormArgs& args) {
   }
 }
 
+// Takes a batch's statistics of one channel into mean, invstd and the running statistics.
+template <class A>
+void keep(const BatchNormArgs& args, int64_t channel, double mean, double deviations) {
+  const double count = static_cast<double>(args.n * args.pixels), least = deviations < 0 ? 0 : deviations;
+  static_cast<A*>(args.mean)[channel] = static_cast<A>(mean);
+  static_cast<A*>(args.invstd)[channel] = static_cast<A>(1 / std::sqrt(least / count + args.eps));
+  if (args.running_mean == nullptr) return;
+  A &running_mean = static_cast<A*>(args.running_mean)[channel],
+    &running_var = static_cast<A*>(args.running_var)[channel];
+  running_mean += static_cast<A>(args.momentum * (mean - running_mean));
+  running_var += static_cast<A>(args.momentum * (least / (count > 1 ? count - 1 : 1) - running_var));
+}
+
+// What some elements are normalised by: the same for a plane's, an array for a pixel's channels.
+template <class Parameter>
+struct Normal {
+  Parameter mean, scale, shift;
+};
+template <class Parameter>
+Normal(Parameter, Parameter, Parameter) -> Normal<Parameter>;
+
 // A piece of a plane, or of a pixel's channels.
 template <bool relu, class T, class Parameter>
-void apply_piece(const T* __restrict x, const T* __restrict residual, T* __restrict y, int64_t count, Parameter mean,
-                 Parameter scale, Parameter shift) {
+void apply_piece(const T* __restrict x, const T* __restrict residual, T* __restrict y, int64_t count,
+                 Normal<Parameter> normal) {
   using A = typename Accumulator<T>::type;
   for (int64_t k = 0; k < count; ++k) {
-    A value = (load(x + k) - mean[k]) * scale[k] + shift[k];
+    A value = (load(x + k) - normal.mean[k]) * normal.scale[k] + normal.shift[k];
     if (residual != nullptr) value += load(residual + k);
     store(y + k, relu && value < 0 ? A(0) : value);  // NaN stays
   }
 }
 
+// normal_at(k): what the run's elements from k on are normalised by.
+template <bool relu, class T, class F>
+void apply_run(const BatchNormArgs& args, bool streamed, int64_t first, int64_t length, F normal_at) {
+  const T *x = static_cast<const T*>(args.x) + first, *residual = static_cast<const T*>(args.residual);
+  if (residual != nullptr) residual += first;
+  Output<T> y(args.y, first, streamed);
+  for_pieces(length, [&](int64_t at, int64_t count) {
+    apply_piece<relu>(x + at, residual == nullptr ? nullptr : residual + at, y.piece(at), count, normal_at(at));
+    y.finish(at, count);
+  });
+}
+
 template <bool relu, class T>
 void apply(const BatchNormArgs& args) {
-  using A = typename Accumulator<T>::type;
-  const Scales<A> scales(args);
+  const Scales<typename Accumulator<T>::type> scales(args);
   const bool streamed = streams(args);
   for_runs(args, [&](int64_t first, int64_t length, auto channel) {
-    const T *x = static_cast<const T*>(args.x) + first, *residual = static_cast<const T*>(args.residual);
-    if (residual != nullptr) residual += first;
-    Output<T> y(args.y, first, streamed);
-    for_pieces(length, [&](int64_t at, int64_t count) {
-      apply_piece<relu>(x + at, residual == nullptr ? nullptr : residual + at, y.piece(at), count,
-                        channel(scales.mean, at), channel(scales.scale, at), channel(scales.shift, at));
-      y.finish(at, count);
+    apply_run<relu, T>(args, streamed, first, length, [&](int64_t at) {
+      return Normal{channel(scales.mean, at), channel(scales.scale, at), channel(scales.shift, at)};
     });
   });
+}
+
+// A channel's planes are still in the cache when its statistics are known.
+template <bool relu, class T>
+void forward_planes(const BatchNormArgs& args) {
+  using A = typename Accumulator<T>::type;
+  const bool streamed = streams(args);
+#pragma omp parallel for num_threads(args.threads) schedule(dynamic, 16)
+  for (int64_t c = 0; c < args.c; ++c) {
+    const Moments all = plane_statistics<T>(args, c);
+    keep<A>(args, c, all.mean, all.deviations);
+    // By value: the neighbours in the arrays are being written by other threads.
+    const Normal normal{Same{static_cast<const A*>(args.mean)[c]}, Same{scale_of<A>(args, c)},
+                        Same{shift_of<A>(args, c)}};
+    for (int64_t n = 0; n < args.n; ++n) {
+      apply_run<relu, T>(args, streamed, (n * args.c + c) * args.pixels, args.pixels,
+                         [normal](int64_t) { return normal; });
+    }
+    end_streaming();
+  }
 }
 
 template <class T>
@@ -194,6 +243,18 @@ void statistics(const BatchNormArgs& args) {
 template <class T>
 void apply(const BatchNormArgs& args) {
   args.relu ? apply<true, T>(args) : apply<false, T>(args);
+}
+
+template <class T>
+void forward(const BatchNormArgs& args) {
+  if (!args.channels_last) return args.relu ? forward_planes<true, T>(args) : forward_planes<false, T>(args);
+  using A = typename Accumulator<T>::type;
+  Scratch<A> stats(1, 2 * args.c);
+  BatchNormArgs own = args;
+  own.stats = stats.of(0);
+  statistics_channels_last<T>(own);
+  for (int64_t c = 0; c < args.c; ++c) keep<A>(args, c, stats.of(0)[c], stats.of(0)[args.c + c]);
+  apply<T>(args);
 }
 
 }  // namespace
@@ -219,6 +280,17 @@ void batch_norm_apply(const BatchNormArgs& args) {
       return apply<BFloat16>(args);
     default:
       return apply<float>(args);
+  }
+}
+
+void batch_norm_forward(const BatchNormArgs& args) {
+  switch (args.dtype) {
+    case DType::kFloat64:
+      return forward<double>(args);
+    case DType::kBFloat16:
+      return forward<BFloat16>(args);
+    default:
+      return forward<float>(args);
   }
 }
 

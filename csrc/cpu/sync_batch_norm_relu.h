@@ -18,15 +18,19 @@ struct BatchNormArgs {
   const void* residual;  // may be null, as weight and bias
   void* y;               // apply writes it, backward reads it; null: backward finds the sign of y from x
   void *dx, *g;          // g, the residual's gradient, may be null
-  const void *mean, *invstd, *weight, *bias;
-  void* stats;        // (2, C): mean and sum of squared deviations
-  void* sums;         // (2, C): sum of g and of g * xhat
-  const void* means;  // (2, C): sums over the number of values; null for a frozen layer
+  void *mean, *invstd;   // forward writes them
+  const void *weight, *bias;
+  void* stats;                       // (2, C): mean and sum of squared deviations
+  void* sums;                        // (2, C): sum of g and of g * xhat
+  const void* means;                 // (2, C): sums over the number of values; null for a frozen layer
+  void *running_mean, *running_var;  // forward updates them; may be null
+  double momentum, eps;
   int threads;
 };
 
 PSP_FAST_DECLARE_CPU_KERNEL(batch_norm_statistics, BatchNormArgs)      // x -> stats
 PSP_FAST_DECLARE_CPU_KERNEL(batch_norm_apply, BatchNormArgs)           // x, residual -> y
+PSP_FAST_DECLARE_CPU_KERNEL(batch_norm_forward, BatchNormArgs)         // both: x, residual -> mean, invstd, y
 PSP_FAST_DECLARE_CPU_KERNEL(batch_norm_backward_sums, BatchNormArgs)   // dy, x, y -> sums
 PSP_FAST_DECLARE_CPU_KERNEL(batch_norm_backward_input, BatchNormArgs)  // dy, x, y, means -> dx, g
 PSP_FAST_DECLARE_CPU_KERNEL(batch_norm_backward, BatchNormArgs)        // both: dy, x, y -> sums, dx, g

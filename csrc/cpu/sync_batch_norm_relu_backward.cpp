@@ -58,6 +58,14 @@ void input_piece(Gradient gradient, T* __restrict dx, T* __restrict g, int64_t c
   }
 }
 
+// What the gradients of some elements take: the same for a plane's, an array for a pixel's channels.
+template <class Parameter>
+struct Coefficients {
+  Parameter mean, scale, shift, slope, offset;
+};
+template <class Parameter>
+Coefficients(Parameter, Parameter, Parameter, Parameter, Parameter) -> Coefficients<Parameter>;
+
 // Scales, and what the batch's own statistics take from dx: (x - mean) * slope + offset.
 template <class A>
 struct Parameters : Scales<A> {
@@ -80,6 +88,11 @@ struct Parameters : Scales<A> {
     const A* sums = static_cast<const A*>(args.sums);
     const A count = static_cast<A>(args.n * args.pixels);
     set(args, c, sums[c] / count, sums[args.c + c] / count);
+  }
+
+  // By value: the neighbours in the arrays may be being written by other threads.
+  Coefficients<Same<A>> of(int64_t c) const {
+    return {{this->mean[c]}, {this->scale[c]}, {this->shift[c]}, {slope[c]}, {offset[c]}};
   }
 };
 
@@ -139,14 +152,14 @@ void sums_channels_last(const BatchNormArgs& args, const Parameters<A>& p) {
   }
 }
 
-template <Mask mask, bool frozen, class T, class A, class Channel>
-void input_of_run(const BatchNormArgs& args, const Parameters<A>& p, bool streamed, int64_t first, int64_t length,
-                  Channel channel) {
+// coefficients_at(k): those of the run's elements from k on.
+template <Mask mask, bool frozen, class T, class F>
+void input_of_run(const BatchNormArgs& args, bool streamed, int64_t first, int64_t length, F coefficients_at) {
   Output<T> dx(args.dx, first, streamed), g(args.g, first, streamed);
   for_pieces(length, [&](int64_t at, int64_t count) {
-    const Gradient<mask, T, decltype(channel(p.mean, at))> gradient(args, first + at, channel(p.mean, at),
-                                                                    channel(p.scale, at), channel(p.shift, at));
-    input_piece<frozen>(gradient, dx.piece(at), g.piece(at), count, channel(p.slope, at), channel(p.offset, at));
+    const auto c = coefficients_at(at);
+    const Gradient<mask, T, decltype(c.mean)> gradient(args, first + at, c.mean, c.scale, c.shift);
+    input_piece<frozen>(gradient, dx.piece(at), g.piece(at), count, c.slope, c.offset);
     dx.finish(at, count);
     g.finish(at, count);
   });
@@ -167,7 +180,10 @@ struct Backward {
   static void input_from(const BatchNormArgs& args, const Parameters<A>& p) {
     const bool streamed = streams(args);
     for_runs(args, [&](int64_t first, int64_t length, auto channel) {
-      input_of_run<mask, frozen, T>(args, p, streamed, first, length, channel);
+      input_of_run<mask, frozen, T>(args, streamed, first, length, [&](int64_t at) {
+        return Coefficients{channel(p.mean, at), channel(p.scale, at), channel(p.shift, at), channel(p.slope, at),
+                            channel(p.offset, at)};
+      });
     });
   }
 
@@ -189,9 +205,10 @@ struct Backward {
     for (int64_t c = 0; c < args.c; ++c) {
       plane_sums<mask, T>(args, p, c);
       p.set(args, c);
+      const Coefficients<Same<A>> coefficients = p.of(c);
       for (int64_t n = 0; n < args.n; ++n) {
-        input_of_run<mask, false, T>(args, p, streamed, (n * args.c + c) * args.pixels, args.pixels,
-                                     [c](const A* vector, int64_t) { return Same{vector[c]}; });
+        input_of_run<mask, false, T>(args, streamed, (n * args.c + c) * args.pixels, args.pixels,
+                                     [coefficients](int64_t) { return coefficients; });
       }
       end_streaming();
     }

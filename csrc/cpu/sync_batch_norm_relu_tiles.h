@@ -71,6 +71,17 @@ struct RowBlocks {
   }
 };
 
+template <class A>
+A scale_of(const BatchNormArgs& args, int64_t c) {
+  const A *invstd = static_cast<const A*>(args.invstd), *weight = static_cast<const A*>(args.weight);
+  return weight == nullptr ? invstd[c] : weight[c] * invstd[c];
+}
+
+template <class A>
+A shift_of(const BatchNormArgs& args, int64_t c) {
+  return args.bias == nullptr ? A(0) : static_cast<const A*>(args.bias)[c];
+}
+
 // What each channel is normalised by: (x - mean) * scale + shift.
 template <class A>
 struct Scales {
@@ -80,11 +91,9 @@ struct Scales {
 
   explicit Scales(const BatchNormArgs& args)
       : mean(static_cast<const A*>(args.mean)), memory(1, 2 * args.c), scale(memory.of(0)), shift(scale + args.c) {
-    const A *invstd = static_cast<const A*>(args.invstd), *weight = static_cast<const A*>(args.weight);
-    const A* bias = static_cast<const A*>(args.bias);
     for (int64_t c = 0; c < args.c; ++c) {
-      scale[c] = weight == nullptr ? invstd[c] : weight[c] * invstd[c];
-      shift[c] = bias == nullptr ? A(0) : bias[c];
+      scale[c] = scale_of<A>(args, c);
+      shift[c] = shift_of<A>(args, c);
     }
   }
 };
@@ -119,8 +128,9 @@ struct Output {
   }
 };
 
-// Calls f(first element, number of elements, channel) for every plane, or every pixel of a channels-last map;
-// channel(vector of C, k) are the parameters of the run's elements from k on.
+// Calls f(first element, number of elements, channel) for every plane, or every pixel of a channels-last map, these
+// from the last: the pass before this one went forward and has left them in the caches. channel(vector of C, k) are the
+// parameters of the run's elements from k on.
 template <class F>
 void for_runs(const BatchNormArgs& args, F f) {
   if (!args.channels_last) {
@@ -136,7 +146,8 @@ void for_runs(const BatchNormArgs& args, F f) {
   }
   const RowBlocks cut(args);
 #pragma omp parallel for num_threads(args.threads) schedule(dynamic)
-  for (int64_t b = 0; b < cut.blocks; ++b) {
+  for (int64_t i = 0; i < cut.blocks; ++i) {
+    const int64_t b = cut.blocks - 1 - i;
     for (int64_t row = cut.first_row(b); row < cut.first_row(b + 1); ++row) {
       f(row * args.c, args.c, [](const auto* vector, int64_t at) { return vector + at; });
     }

@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from psp_fast.nn import bottleneck, conv_bn_relu, trains_bottleneck
+from psp_fast.nn import bottleneck, conv_bn_relu, stem, trains_bottleneck, trains_stem
 
 BLOCKS = {
     18: (2, 2, 2, 2),
@@ -22,6 +22,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the shortcut; in the "mmseg" style (contracted) only the first is dilated."""
 
     expansion = 1
+    recompute = False
 
     def __init__(
         self,
@@ -49,6 +50,8 @@ class Bottleneck(nn.Module):
     """1x1, 3x3 (stride and dilation here), 1x1 convolutions and the shortcut; the output has 4 times `channels`."""
 
     expansion = 4
+    recompute = False
+    """Compute the block again in backward, to keep less of it in memory."""
 
     def __init__(
         self,
@@ -69,13 +72,14 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = _shortcut(x, self.downsample)
-        layers = ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
+        layers: list[tuple] = [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
+        if self.downsample is not None:
+            layers.append(tuple(self.downsample))
         if trains_bottleneck(x, layers):
-            return bottleneck(x, shortcut, layers)
+            return bottleneck(x, layers, self.recompute)
         out = conv_bn_relu(x, self.conv1, self.bn1)
         out = conv_bn_relu(out, self.conv2, self.bn2)
-        return conv_bn_relu(out, self.conv3, self.bn3, residual=shortcut)
+        return conv_bn_relu(out, self.conv3, self.bn3, residual=_shortcut(x, self.downsample))
 
 
 def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
@@ -88,10 +92,13 @@ class Stem(nn.Sequential):
     """Convolution, batch norm, ReLU (once, or three times), then max pooling: 1/4 resolution."""
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = list(self)
-        for conv, bn, _ in zip(layers[:-1:3], layers[1:-1:3], layers[2:-1:3], strict=True):
-            x = conv_bn_relu(x, cast(nn.Conv2d, conv), bn)
-        return layers[-1](x)
+        *modules, pool = self
+        layers = [(cast(nn.Conv2d, conv), bn) for conv, bn in zip(modules[::3], modules[1::3], strict=True)]
+        if trains_stem(x, layers, pool):
+            return stem(x, layers)
+        for conv, bn in layers:
+            x = conv_bn_relu(x, conv, bn)
+        return pool(x)
 
 
 def make_stem(stem: str) -> tuple[Stem, int]:
@@ -111,11 +118,12 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
 
 
 def make_stages(
-    layers: int, in_channels: int, dilation: str, output_stride: int
+    layers: int, in_channels: int, dilation: str, output_stride: int, recompute: bool = False
 ) -> tuple[list[nn.Sequential], list[int]]:
     """layer1 to layer4 and their output channels, at strides 4, 8 and `output_stride` (8 or 16).
 
-    dilation "semseg" dilates every 3x3 of a stage alike; "mmseg" halves it in the stage's first block.
+    dilation "semseg" dilates every 3x3 of a stage alike; "mmseg" halves it in the stage's first block. recompute has
+    bottlenecks computed again in backward.
     """
     block = BasicBlock if layers < 50 else Bottleneck
     strides, dilations = ((1, 2, 1, 1), (1, 1, 2, 4)) if output_stride == 8 else ((1, 2, 2, 1), (1, 1, 1, 2))
@@ -130,7 +138,9 @@ def make_stages(
             reshape = j == 0 and (in_channels != out_channels or stride != 1)
             shortcut = _downsample(in_channels, out_channels, stride) if reshape else None
             dilate_second = dilation == "semseg"
-            stage.append(block(in_channels, width, stride if j == 0 else 1, block_rate, shortcut, dilate_second))
+            made = block(in_channels, width, stride if j == 0 else 1, block_rate, shortcut, dilate_second)
+            made.recompute = recompute
+            stage.append(made)
             in_channels = out_channels
         stages.append(nn.Sequential(*stage))
         channels.append(in_channels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,8 +55,8 @@ def sync_batch_norm_relu(
             bias are those of this rank's batch.
 
     Returns:
-        Like x: shape, type, and channels_last where x is. Autograd keeps x, this result (with ReLU only), and 2 * C
-        statistics.
+        Like x: shape, type, and channels_last where x is. Autograd keeps x, 2 * C statistics, and this result where
+        residual and ReLU come together: else x tells where ReLU was active.
 
     Raises:
         TypeError, ValueError: an argument is not as above, or training on a single value per channel.
@@ -94,8 +96,9 @@ def sync_batch_norm_relu(
 
 def _in_one_call(x: Tensor, *running: Tensor | None) -> bool:
     """Whether `batch_norm_forward` can train on x, rather than one op for the statistics and one that applies them."""
-    updatable = all(value is None or (value.dtype == torch.float32 and value.is_contiguous()) for value in running)
-    return updatable and x.numel() > 0 and backend.choose(_OP, x) == "csrc/cuda"
+    kept = _statistics_dtype(x)
+    updatable = all(value is None or (value.dtype == kept and value.is_contiguous()) for value in running)
+    return updatable and x.numel() > 0 and backend.choose(_OP, x) in ("csrc/cpu", "csrc/cuda")
 
 
 def batch_norm_relu_of_statistics(
@@ -313,20 +316,20 @@ class _BatchNormRelu(torch.autograd.Function):
         else:
             y = torch.ops.psp_fast.batch_norm_apply(x, mean, invstd, weight, bias, residual, relu)
         total = count if isinstance(count, Tensor) else None
-        ctx.save_for_backward(x, y if relu else None, mean, invstd, weight, total)
+        masked = y if relu and residual is not None else None  # else x says where ReLU was active
+        ctx.save_for_backward(x, masked, mean, invstd, weight, bias, total)
         ctx.count, ctx.relu, ctx.group = None if total is not None else count, relu, group
-        ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.residual_dtype = None if residual is None else residual.dtype
         return y
 
     @staticmethod
     @first_order("sync_batch_norm_relu")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, mean, invstd, weight, total = ctx.saved_tensors
+        x, y, mean, invstd, weight, bias, total = ctx.saved_tensors
         count = ctx.count if total is None else total
         need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
         masked = ctx.relu and need_residual
-        given = (dy, x, y, mean, invstd, weight, None)
+        given = (dy, x, y, mean, invstd, weight, bias)
         dx, g, sums = None, dy, x.new_empty((2, 0))
         if need_x and (count is not None or need_weight or need_bias):
             dx, g, sums = batch_norm_backward(*given, count, relu=ctx.relu, residual=masked, process_group=ctx.group)
@@ -338,7 +341,7 @@ class _BatchNormRelu(torch.autograd.Function):
         return (
             dx if need_x else None,
             sums[1].to(weight.dtype) if need_weight else None,
-            sums[0].to(ctx.bias_dtype) if need_bias else None,
+            sums[0].to(bias.dtype) if need_bias else None,
             (g if masked else dy).to(ctx.residual_dtype) if need_residual else None,
             *[None] * 9,
         )
@@ -407,11 +410,10 @@ def _forward(
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, mean, invstd = _empty_forward(x)
-    maps = {"y": y, "residual": residual}
     vectors = {"mean": mean, "invstd": invstd, "weight": weight, "bias": bias}
     running = {"running_mean": running_mean, "running_var": running_var}
-    given = _dense(x, **maps, **vectors, **running)
-    sync_batch_norm_relu_cuda.run("forward", _channels_last(x), relu, given, momentum=momentum, eps=eps)
+    numbers = {"momentum": momentum, "eps": eps}
+    _run("forward", x, relu, numbers, y=y, residual=residual, **vectors, **running)
     return y, mean, invstd
 
 
@@ -539,12 +541,14 @@ def _dense(x: Tensor, **arrays: Tensor | None) -> dict[str, Tensor]:
     }
 
 
-def _run(kernel: str, x: Tensor, relu: bool, **arrays: Tensor | None) -> None:
-    """Run one kernel on x and the arrays it takes, whose names are those of BatchNormArgs."""
+def _run(
+    kernel: str, x: Tensor, relu: bool, numbers: Mapping[str, float] = MappingProxyType({}), /, **arrays: Tensor | None
+) -> None:
+    """Run one kernel on x and the arrays and numbers it takes, whose names are those of BatchNormArgs."""
     given = _dense(x, **arrays)
     channels_last, implementation = _channels_last(x), backend.choose(_OP, x)
     if implementation == "csrc/cuda":
-        sync_batch_norm_relu_cuda.run(kernel, channels_last, relu, given)
+        sync_batch_norm_relu_cuda.run(kernel, channels_last, relu, given, **numbers)
     elif x.is_cuda or implementation == "triton":
         from psp_fast.kernels import sync_batch_norm_relu as kernels
 
@@ -560,6 +564,7 @@ def _run(kernel: str, x: Tensor, relu: bool, **arrays: Tensor | None) -> None:
             (n, c, height * width),
             torch.get_num_threads(),
             **{name: array.data_ptr() for name, array in given.items()},
+            **numbers,
         )
 
 

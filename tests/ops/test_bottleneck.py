@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from psp_fast.models.resnet import Bottleneck
+from psp_fast.nn import convert_sync_batch_norm, trains_bottleneck
 from psp_fast.ops import use
+from psp_fast.ops.block import BatchNorm
+from psp_fast.ops.bottleneck import bottleneck
 from tests.ops.checks import LAYOUTS, random, relative_error
+from tests.processes import run_ranks
 
 pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads")
 
@@ -51,10 +58,12 @@ def assert_same(made: Bottleneck, x: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (1, 4)])
 @pytest.mark.parametrize("shortcut", [True, False])
-def test_matches_the_block_op_by_op(stride: int, dilation: int, shortcut: bool, layout: str) -> None:
+@pytest.mark.parametrize("recompute", [True, False])
+def test_matches_the_block_op_by_op(stride: int, dilation: int, shortcut: bool, layout: str, recompute: bool) -> None:
     if stride == 2 and not shortcut:
         return  # the shortcut would not fit
     made = block(stride, dilation, shortcut)
+    made.recompute = recompute
     x = random(2, 24 if shortcut else 64, 13, 18, dtype=torch.float64, layout=layout)
     assert_same(made, x, 1e-11)
 
@@ -64,6 +73,7 @@ def test_matches_the_block_op_by_op(stride: int, dilation: int, shortcut: bool, 
 def test_triton(shortcut: bool, layout: str) -> None:
     """The last convolution normalises what it reads; near to float64, as the block op by op."""
     made = block(1, 2, shortcut, torch.float32)
+    made.recompute = layout == "nchw"
     for bn in (made.bn1, made.bn2, made.bn3):
         nn.init.constant_(bn.bias, 4.0)  # far from 0, so that few ReLUs flip
     x = random(1, 24 if shortcut else 64, 9, 8, layout=layout)
@@ -142,14 +152,125 @@ def kept(made: nn.Module, x: Tensor, setting: str) -> int:
     return sum(saved.storages.values())
 
 
-def test_keeps_half() -> None:
-    """Kept: input, two inner maps, output: 4 + 1 + 1 + 4 times C a pixel; op by op two more C and another 4 C."""
+def test_keeps_half_or_a_third() -> None:
+    """Kept: input and output, and two inner maps unless recomputed; op by op two more C and another 4 C a pixel."""
     made = block(shortcut=False, dtype=torch.float32)
     x = random(2, 64, 40, 40, layout="channels_last").requires_grad_()
     unit = 2 * 16 * 40 * 40 * 4
     weights = sum(p.nbytes for p in made.parameters())
     assert kept(made, x, "auto") <= 10 * unit + 2 * weights
     assert kept(made, x, "reference") >= 15 * unit
+    made.recompute = True
+    assert kept(made, x, "auto") <= 8 * unit + 2 * weights
+
+
+def test_keeps_nothing_of_the_shortcut() -> None:
+    made = block(dtype=torch.float32)
+    x = random(2, 24, 40, 40, layout="channels_last").requires_grad_()
+    weights = sum(p.nbytes for p in made.parameters())
+    assert kept(made, x, "auto") <= 2 * (24 + 16 + 16 + 64) * 40 * 40 * 4 + 2 * weights
+
+
+def test_backward_inside_autocast() -> None:
+    """Autocast there changes nothing: the types were chosen in forward."""
+    made = block(dtype=torch.float32)
+    x = random(2, 24, 16, 16)
+    found = []
+    for enabled in (False, True):
+        made.zero_grad()
+        y = made(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            y.square().sum().backward()
+        found.append([p.grad.clone() for p in made.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("conv", "changed"),
+    [
+        ("conv2", nn.Conv2d(16, 16, 5, padding=2, bias=False)),
+        ("conv2", nn.Conv2d(16, 16, 3, padding=1, dilation=2, bias=False)),
+        ("conv2", nn.Conv2d(16, 16, 3, padding=(1, 2), dilation=(1, 2), bias=False)),
+        ("conv2", nn.Conv2d(16, 16, 3, padding=1, groups=2, bias=False)),
+        ("conv2", nn.Conv2d(16, 16, 3, padding=1)),
+        ("conv2", nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect", bias=False)),
+        ("conv1", nn.Conv2d(24, 16, 3, padding=1, bias=False)),
+        ("conv3", nn.Conv2d(16, 64, 1, stride=1, bias=True)),
+        ("bn2", nn.GroupNorm(4, 16)),
+    ],
+)
+def test_other_layers_run_one_by_one(conv: str, changed: nn.Module) -> None:
+    made = block(dtype=torch.float32)
+    setattr(made, conv, changed)
+    layers = [(made.conv1, made.bn1), (made.conv2, made.bn2), (made.conv3, made.bn3), tuple(made.downsample)]
+    assert not trains_bottleneck(random(2, 24, 8, 8), layers)
+
+
+@pytest.mark.parametrize("name", ["conv1", "conv2", "bn3", "downsample.0"])
+def test_hooks_of_the_layers_are_called(name: str) -> None:
+    made, calls = block(dtype=torch.float32), []
+    made.get_submodule(name).register_forward_hook(lambda *given: calls.append(given))
+    made(random(2, 24, 8, 8))
+    assert len(calls) == 1
+
+
+def test_subclasses_are_called() -> None:
+    class Doubled(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    made = block(dtype=torch.float32)
+    made.bn2 = nn.Identity()  # type: ignore[assignment]
+    plain = made(random(2, 24, 8, 8))
+    doubled = Doubled(16, 16, 3, padding=1, bias=False)
+    doubled.weight = made.conv2.weight
+    made.conv2 = doubled
+    assert not torch.allclose(made(random(2, 24, 8, 8)), plain)
+
+
+def weights_and_norms() -> tuple[list[Tensor], list[BatchNorm]]:
+    shapes = [(16, 64, 1, 1), (16, 16, 3, 3), (64, 16, 1, 1)]
+    norms = [BatchNorm(*(torch.ones(shape[0]) for _ in range(4)), True, 0.1, 1e-5, None) for shape in shapes]
+    return [torch.ones(shape) for shape in shapes], norms
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w, n: w.__setitem__(1, torch.ones(16, 16, 1, 1)), r"weight of conv2 must be \(16, 16, 3, 3\), not"),
+        (lambda w, n: w.__setitem__(0, torch.ones(16, 60, 1, 1)), r"weight of conv1 must be \(16, 64, 1, 1\), not"),
+        (lambda w, n: w.__setitem__(2, torch.ones(60, 16, 1, 1)), "weight of bn3 must have one value for each of 60"),
+        (lambda w, n: n.__setitem__(1, n[1]._replace(bias=torch.ones(3))), r"bias of bn2 .* 16 channels, not \(3,\)"),
+        (
+            lambda w, n: n.__setitem__(0, n[0]._replace(running_mean=None, training=False)),
+            "bn1 is frozen and has no running statistics",
+        ),
+    ],
+)
+def test_bad_arguments(change: Callable[[list[Tensor], list[BatchNorm]], None], message: str) -> None:
+    weights, norms = weights_and_norms()
+    change(weights, norms)
+    with pytest.raises(ValueError, match=message):
+        bottleneck(random(2, 64, 8, 8), weights, norms, stride=1, dilation=1)
+
+
+def test_x_must_fit_as_the_shortcut() -> None:
+    weights, norms = weights_and_norms()
+    with pytest.raises(ValueError, match=r"\(2, 64, 8, 8\) is no shortcut for 64 channels at stride 2: give conv4"):
+        bottleneck(random(2, 64, 8, 8), weights, norms, stride=2, dilation=1)
+
+
+def _groups_of_their_own(rank: int, world: int) -> None:
+    """bn2's statistics are of all ranks, the others' of each rank."""
+    made = convert_sync_batch_norm(block()).double()
+    alone = [dist.new_group([k]) for k in range(world)][rank]
+    for bn in (made.bn1, made.bn3, made.downsample[1]):
+        bn.process_group = alone
+    assert_same(made, random(2, 24, 9, 8, dtype=torch.float64, seed=rank), 1e-9)
+
+
+def test_process_groups_layer_by_layer() -> None:
+    run_ranks(_groups_of_their_own, 2)
 
 
 def test_autocast() -> None:
