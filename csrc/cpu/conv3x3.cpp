@@ -68,9 +68,10 @@ void transform_output(const Conv3x3Args& args, const Conv3x3Tile& tile, const fl
 void convolve(const Conv3x3Args& args) {
   // Few channels: tiles that fit the threads' L2 caches. Many: their weights are transformed anew for each chunk of
   // tiles.
-  const bool few_channels = args.x.channels <= WinogradShape::kMostChannels;
+  constexpr int64_t kMostChannels = 256;
+  const bool few_channels = args.x.channels <= kMostChannels;
   const bool fits = few_channels && 24 * args.threads < WinogradShape::kMostTiles;
-  const WinogradShape shape(args, fits ? 24 * args.threads : WinogradShape::kMostTiles);
+  const WinogradShape shape(args, fits ? 24 * args.threads : WinogradShape::kMostTiles, kMostChannels);
   const int64_t input_product = apart(shape.tiles * shape.stride);  // floats of one of the 36 matrices of inputs
   const int64_t weight_panel = shape.channels * kPanel;             // of one panel of a matrix of weights
   const int64_t output_panel = shape.tiles * kPanel;                // of one panel of a matrix of products

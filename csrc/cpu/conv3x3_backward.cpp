@@ -52,7 +52,8 @@ void transform_weight_gradient(const Conv3x3Args& args, int64_t c, int64_t panel
 namespace PSP_FAST_CPU {
 
 void conv3x3_backward_weight(const Conv3x3Args& args) {
-  const WinogradShape shape(args, WinogradShape::kMostTiles);
+  constexpr int64_t kMostChannels = 96;  // more would need more memory, and be no faster
+  const WinogradShape shape(args, WinogradShape::kMostTiles, kMostChannels);
   const int64_t input_product = apart(shape.tiles * shape.stride), output_panel = shape.tiles * kPanel;
   const int64_t weight_panel = shape.stride * kPanel;
   const int64_t weight_product = apart(shape.panels * weight_panel),

@@ -181,13 +181,13 @@ constexpr int64_t apart(int64_t size) { return rounded_up(size, 1024) + 16; }
 struct WinogradShape {
   int64_t tiles, channels, panels, stride;  // tiles and channels of a chunk; floats between tiles of transformed input
 
-  WinogradShape(const Conv3x3Args& args, int64_t most_tiles)
+  WinogradShape(const Conv3x3Args& args, int64_t most_tiles, int64_t most_channels)
       : tiles(chunk_of(args.tile_count, most_tiles, kRows)),
-        channels(chunk_of(args.x.channels, kMostChannels, kVector)),
+        channels(chunk_of(args.x.channels, most_channels, kVector)),
         panels((args.y.channels + kPanel - 1) / kPanel),
         stride(rounded_up(channels, kRows * kVector)) {}
 
-  static constexpr int64_t kMostChannels = 256, kMostTiles = 240;
+  static constexpr int64_t kMostTiles = 240;
 };
 
 // Transforms `tile`'s 6x6 input pixels of channels [c, c + count) to v: product q of channel c + i goes to
