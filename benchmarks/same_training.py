@@ -3,7 +3,8 @@
     python -m benchmarks.same_training
 
 trains the scenes recipe with the kernels, with their references (as PSP_FAST_OPS=reference does), and once with the
-references in another memory format: rounding alone makes losses drift apart, and the last run shows how far. A killed call goes on where it was. Writes docs/results/same_training.json and a plot of the curves.
+references in another memory format: rounding alone makes losses drift apart, and the last run shows how far. A killed
+call goes on where it was. Writes docs/results/same_training.json and a plot of the curves.
 """
 
 from __future__ import annotations

@@ -122,6 +122,9 @@ def _sync_modules(rank, world):
     theirs = nn.SyncBatchNorm(6).double()  # torch's own module runs on CPU through our op
     for bn in (lively(ours), lively(theirs)):
         _check_against_whole_batch(rank, bn, lambda bn, x, r: batch_norm_relu(bn, x, residual=r))
+    alone = [dist.new_group([k]) for k in range(world)][rank]
+    assert convert_sync_batch_norm(nn.SyncBatchNorm(6, process_group=alone)).process_group is alone
+    assert convert_sync_batch_norm(nn.SyncBatchNorm(6), alone).process_group is alone
     frozen = lively(SyncBatchNorm2d(6)).double().eval()
     x = torch.randn(2, 6, 3, 3).double()
     torch.testing.assert_close(

@@ -26,6 +26,7 @@ class ModelConfig:
         stem: 3x3 x3 (deep) or 7x7 (torchvision).
         dilation: semseg, or mmseg (first block of a stage at half the rate).
         output_stride: 8 or 16.
+        recompute: compute residual blocks again in backward, for the least memory; 50 layers or more.
     """
 
     layers: int = 50
@@ -41,6 +42,7 @@ class ModelConfig:
     stem: Literal["deep", "torchvision"] = "deep"
     dilation: Literal["semseg", "mmseg"] = "semseg"
     output_stride: Literal[8, 16] = 8
+    recompute: bool = False
 
 
 @dataclass

@@ -8,13 +8,14 @@ shifts by -1, 0 and 1 of a 3x3 convolution, whose terms outside the map are miss
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from psp_fast.kernels.tables import device_tables
 
 NUM_WARPS = 4
 
@@ -34,7 +35,7 @@ class Axis(NamedTuple):
     """(lines, length), fp32: the weight of each line at each position."""
 
 
-@lru_cache(maxsize=256)
+@device_tables(256)
 def make_axis(length: int, cells: tuple[int, ...], taps: int, align_corners: bool, device: torch.device) -> Axis:
     """The axis of levels with these numbers of cells; taps is 1, or 3 for the shifts of a 3x3 convolution."""
     lines, most = taps * sum(cells), 2 * taps * len(cells)

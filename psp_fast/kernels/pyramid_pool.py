@@ -9,13 +9,14 @@ merges rectangles into windows. Backward gathers, so that every element is writt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from psp_fast.kernels.tables import device_tables
 
 _LAST = tl.constexpr(2**31 - 1)  # an index after all others
 
@@ -110,7 +111,7 @@ def _windows(length: int, b: int) -> list[tuple[int, int]]:
     return [(i * length // b, triton.cdiv((i + 1) * length, b)) for i in range(b)]
 
 
-@lru_cache(maxsize=128)
+@device_tables(128)
 def _cut(length: int, bins: tuple[int, ...], device: torch.device) -> _Axis:
     windows = [window for b in bins for window in _windows(length, b)]
     edges = sorted({edge for window in windows for edge in window})
@@ -122,7 +123,7 @@ def _cut(length: int, bins: tuple[int, ...], device: torch.device) -> _Axis:
     return _Axis(len(edges) - 1, *tables)
 
 
-@lru_cache(maxsize=128)
+@device_tables(128)
 def _areas(height: int, width: int, bins: tuple[int, ...], device: torch.device) -> Tensor:
     """(cells of all levels): the pixels of each cell's window."""
     lengths = [[[end - begin for begin, end in _windows(side, b)] for side in (height, width)] for b in bins]
@@ -130,7 +131,7 @@ def _areas(height: int, width: int, bins: tuple[int, ...], device: torch.device)
     return torch.tensor(areas, dtype=torch.float32, device=device)
 
 
-@lru_cache(maxsize=128)
+@device_tables(128)
 def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int32, device=device)
 

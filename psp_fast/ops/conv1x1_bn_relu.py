@@ -156,6 +156,8 @@ class _Folded(NamedTuple):
     """The tensors it was made of, as they were."""
     weight: Tensor
     bias: Tensor
+    made: torch.cuda.Event | None
+    """When, on the stream that made it."""
 
     def is_of(self, kind: tuple, sources: Sequence[Tensor | None]) -> bool:
         """Whether it was made of these very tensors as they are now."""
@@ -211,6 +213,8 @@ def _folded(
     keeps = keeps and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
     known = _folded_weights.get(weight) if keeps else None
     if known is not None and known.is_of(kind, sources):
+        if known.made is not None:
+            torch.cuda.current_stream(x.device).wait_event(known.made)
         return known
     with torch.no_grad():
         scale = (running_var.float() + eps).rsqrt()
@@ -222,7 +226,9 @@ def _folded(
             packed = torch.ops.mkldnn._reorder_convolution_weight(packed, [0, 0], one, one, 1, list(x.shape))
         elif known is not None and known.kind == kind:  # a captured graph may read the memory of the old one
             packed, bias = known.weight.copy_(packed), known.bias.copy_(bias)
-    folded = _Folded(kind, [_mark(tensor) for tensor in sources], packed, bias.contiguous())
+        bias = bias.contiguous()
+    made = torch.cuda.current_stream(x.device).record_event() if x.is_cuda and keeps else None
+    folded = _Folded(kind, [_mark(tensor) for tensor in sources], packed, bias, made)
     if keeps:
         _folded_weights[weight] = folded
     return folded

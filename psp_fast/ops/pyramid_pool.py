@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from psp_fast.kernels.tables import device_tables
 from psp_fast.ops import backend, reference
 from psp_fast.ops.derivatives import first_order
 
@@ -179,7 +179,7 @@ def _run_cuda(
         kernel(*arguments, plan.data_ptr(), values.data_ptr(), places.data_ptr(), stream)
 
 
-@lru_cache(maxsize=64)
+@device_tables(64)
 def _cuda_plan(height: int, width: int, bins: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
     """How a map of this size is cut, in the device's memory, and the number of its elementary rectangles."""
     numbers, rectangles = backend.native().pyramid_plan(height, width, bins)

@@ -26,12 +26,16 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
 
 def outputs_and_gradients(op: Callable[..., Any], inputs: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
-    """op's outputs for inputs (leaves of one graph), then the gradient of every float input, for a fixed random dy."""
+    """op's outputs for inputs (leaves of one graph), then the gradient of every float input, for a fixed random dy.
+
+    dy has the layout of the output, as in a network of one layout.
+    """
     result = op(*inputs)
     outputs = [result] if isinstance(result, Tensor) else list(result)
     leaves = [x for x in inputs if x is not None and x.requires_grad]
     generator = torch.Generator().manual_seed(1)
-    dy = [torch.randn(y.shape, generator=generator).to(y.device, dtype).to(y.dtype) for y in outputs]
+    values = [torch.randn(y.shape, generator=generator).to(dtype) for y in outputs]
+    dy = [torch.empty_like(y).copy_(value) for y, value in zip(outputs, values, strict=True)]
     return [*outputs, *torch.autograd.grad(outputs, leaves, dy)]
 
 

@@ -104,6 +104,45 @@ def test_the_weight_is_folded_once_and_again_after_a_change(monkeypatch: pytest.
         assert len(folds) == 2 + i
 
 
+@torch.no_grad()
+def test_the_folded_weight_knows_which_of_its_tensors_are_missing() -> None:
+    x, weight, scale, *_ = operands(2, 16, 24, 9, 8)
+    for affine in ((scale, None), (None, scale), (scale, None), (None, None)):
+        given = (x, weight, *affine, *statistics(24))
+        torch.testing.assert_close(op(*given, training=False), reference.conv1x1_bn_relu(*given, training=False))
+
+
+@torch.no_grad()
+def test_a_new_tensor_is_not_taken_for_an_old_one() -> None:
+    """Neither by its address, which memory of a freed tensor may have, nor by its version."""
+    x, weight, scale, shift, _ = operands(2, 16, 24, 9, 8)
+    for seed in range(5):
+        mean, var = random(24, seed=seed), random(24, seed=seed + 5).square() + 0.1  # freed in every round
+        given = (x, weight, scale, shift, mean, var)
+        torch.testing.assert_close(op(*given, training=False), reference.conv1x1_bn_relu(*given, training=False))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@torch.no_grad()
+def test_a_traced_layer_has_no_folded_weight_inside() -> None:
+    x, weight, scale, shift, _ = operands(2, 16, 24, 9, 8)
+    mean, var = statistics(24)
+
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return op(x, self.weight, scale, shift, mean, var, training=False)
+
+    traced = torch.jit.trace(Layer(), x)
+    traced.weight.mul_(2)  # a folded copy of it would not change
+    given = (scale, shift, mean, var)
+    torch.testing.assert_close(traced(x), reference.conv1x1_bn_relu(x, traced.weight, *given, training=False))
+
+
 def test_running_statistics(implementation: str) -> None:
     x, weight, scale, shift, _ = operands(2, 16, 24, 9, 8)
     found = []

@@ -164,6 +164,13 @@ def test_bad_arguments(x: object, weight: Tensor, dilation: int, error: type[Exc
         conv3x3(x, weight, dilation)  # type: ignore[arg-type]
 
 
+def test_affine_needs_a_value_for_each_output() -> None:
+    x, weight = operands(1, 16, 24, 9, 9)
+    for scale, shift, name in ((torch.ones(16), torch.ones(24), "scale"), (torch.ones(24), torch.ones(1), "shift")):
+        with pytest.raises(ValueError, match=f"conv3x3: {name} must have one value for each of 24 outputs"):
+            conv3x3_affine_relu(x, weight, 1, scale, shift, True)
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     st.integers(1, 2), st.integers(1, 40), st.integers(1, 40), st.integers(1, 30), st.integers(1, 30),

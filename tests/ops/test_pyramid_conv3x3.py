@@ -300,6 +300,19 @@ def test_autocast(implementation: str, half: torch.dtype) -> None:
         assert relative_error(ours, exact) <= 2 * relative_error(plain, exact) + torch.finfo(half).eps / 100
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_autocast_with_weights_of_another_type(dtype: torch.dtype) -> None:
+    """A half weight, which autocast leaves, and a double one, which it narrows; gradients in the weight's type."""
+    x, weight, *levels = make_inputs(2, 3, 5, 3, 6, TINY)
+    weight = weight.to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, want = (op(x, levels, weight) for op in (pyramid_conv3x3, reference.pyramid_conv3x3))
+    assert ours.dtype == want.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, want, rtol=0.05, atol=0.05)
+    (gradient,) = torch.autograd.grad(ours.float().sum(), weight)
+    assert gradient.dtype == dtype
+
+
 def test_types_without_a_kernel_run_the_reference() -> None:
     x, weight, *levels = make_inputs(1, 3, 7, 5, 4, dtype=torch.float16)
     assert torch.equal(pyramid_conv3x3(x, levels, weight), reference.pyramid_conv3x3(x, levels, weight))
