@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.calls import LAYOUTS, Call, Op, assert_same, call_of
 from benchmarks.memory import measure, measure_in_process
 from benchmarks.timing import compare
 from psp_fast import PSPNet, ops
@@ -28,12 +29,8 @@ from psp_fast.ops import reference
 
 THREADS = 2
 CLASSES = 150
-LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 BINS = (1, 2, 3, 6)
 WIDTH = 84  # of the first column
-
-Call = Callable[[], Any]
-Op = Callable[..., Any]
 
 
 class Row(NamedTuple):
@@ -121,63 +118,13 @@ def _op_row(
 
     def implementations() -> dict[str, Call]:
         arguments = make()
-        calls = {"psp_fast": _call(getattr(ops, op), arguments, ours, backward)}
+        calls = {"psp_fast": call_of(getattr(ops, op), arguments, ours, backward)}
         for layout in LAYOUTS:
-            calls[f"eager {layout}"] = _call(getattr(reference, op), arguments, layout, backward)
-        _assert_same(calls["psp_fast"](), calls["eager nchw"]())
+            calls[f"eager {layout}"] = call_of(getattr(reference, op), arguments, layout, backward)
+        assert_same(calls["psp_fast"](), calls["eager nchw"]())
         return calls
 
     return Row(name, target, implementations)
-
-
-def _call(op: Op, arguments: list[Any], layout: str, backward: bool) -> Call:
-    """op(*arguments) in a layout; with the gradients of all float arguments where `backward`."""
-    leaves: list[Tensor] = []
-
-    def prepared(value: Any) -> Any:
-        if isinstance(value, list):
-            return [prepared(v) for v in value]
-        if not isinstance(value, Tensor):
-            return value
-        value = value.detach().clone()
-        if value.dim() == 4:
-            value = value.contiguous(memory_format=LAYOUTS[layout])
-        if backward and value.is_floating_point():
-            leaves.append(value.requires_grad_())
-        return value
-
-    given = [prepared(value) for value in arguments]
-    if not backward:
-
-        def forward() -> Any:
-            with torch.no_grad():
-                return op(*given)
-
-        return forward
-    outputs = _flat(op(*given))
-    dy = [torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y) for y in outputs]
-    dy = [g.contiguous(memory_format=LAYOUTS[layout]) if g.dim() == 4 else g for g in dy]
-
-    def both() -> list[Tensor]:
-        outputs = _flat(op(*given))
-        return [*outputs, *torch.autograd.grad(outputs, leaves, dy)]
-
-    return both
-
-
-def _flat(result: Any) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else list(result)
-
-
-def _assert_same(ours: Any, eager: Any) -> None:
-    """fp32 within rounding of fp32; label maps on all but 0.01 % of the pixels."""
-    for a, b in zip(_flat(ours), _flat(eager), strict=True):
-        if a.is_floating_point():
-            error = ((a - b).double().norm() / b.double().norm()).item()
-            assert error <= 2e-5, f"relative difference {error:.1e}"
-        else:
-            wrong = (a != b).double().mean().item()
-            assert wrong <= 1e-4, f"{wrong:.1e} of the labels differ"
 
 
 def _pyramid(n: int, channels: int = 512) -> list[Tensor]:
@@ -219,10 +166,10 @@ def _batch_norm(ours: str) -> dict[str, Call]:
         return op
 
     arguments = [x, *vectors, residual]
-    calls = {"psp_fast": _call(layer(ops), arguments, ours, True)}
+    calls = {"psp_fast": call_of(layer(ops), arguments, ours, True)}
     for layout in LAYOUTS:
-        calls[f"eager {layout}"] = _call(layer(reference), arguments, layout, True)
-    _assert_same(calls["psp_fast"](), calls["eager nchw"]())
+        calls[f"eager {layout}"] = call_of(layer(reference), arguments, layout, True)
+    assert_same(calls["psp_fast"](), calls["eager nchw"]())
     return calls
 
 
@@ -246,7 +193,7 @@ def _predict(setting: str, layout: str, use_ppm: bool = True) -> Call:
 def _prediction() -> dict[str, Call]:
     calls = {"psp_fast": _predict("auto", "nchw")}
     calls |= {f"eager {layout}": _predict("reference", layout) for layout in LAYOUTS}
-    _assert_same(calls["psp_fast"](), calls["eager nchw"]())
+    assert_same(calls["psp_fast"](), calls["eager nchw"]())
     return calls
 
 

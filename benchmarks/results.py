@@ -42,7 +42,7 @@ Trained on {cpu}, {threads} threads, torch {torch}, commit {commit}.
 ## Scenes: the kernels against plain PyTorch
 
 `python -m benchmarks.same_training` trains the same recipe with the kernels and with their references
-(`PSP_FAST_OPS=reference`), and with the references in channels_last, where rounding alone differs. In the first
+(`PSP_FAST_OPS=reference`), and with the references in NCHW, where rounding alone differs. In the first
 {first} steps of one seed the loss is at most {drift} from the reference's, relatively; by rounding alone {rounding}.
 
 | | final mIoU, % | seconds a run |
@@ -91,7 +91,7 @@ def page(ablation: dict[str, Any], same: dict[str, Any], camvid: dict[str, Any],
         classes=_classes(runs),
         first=len(same["drift"]["kernels"]),
         drift=f"{max(same['drift']['kernels']):.1e}",
-        rounding=f"{max(same['drift']['reference, channels_last']):.1e}",
+        rounding=f"{max(same['drift']['reference, NCHW']):.1e}",
         same="\n".join(
             f"| {name} | {', '.join(f'{v:.2f}' for v in values)} | {np.mean(same['seconds'][name]):.0f} |"
             for name, values in same["miou"].items()

@@ -3,8 +3,8 @@
     python -m benchmarks.same_training
 
 trains the scenes recipe with the kernels, with their references (as PSP_FAST_OPS=reference does), and once with the
-references in another memory format: rounding alone makes losses drift apart, and the last run shows how far. A killed
-call goes on where it was. Writes docs/results/same_training.json and a plot of the curves.
+references in the other memory format, NCHW: rounding alone makes losses drift apart, and the last run shows how far.
+A killed call goes on where it was. Writes docs/results/same_training.json and a plot of the curves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from psp_fast.files import write_text
 
 FIRST = 50
 """Steps in which the curves are compared."""
-KERNELS, REFERENCE, ROUNDING = "kernels", "reference", "reference, channels_last"
+KERNELS, REFERENCE, ROUNDING = "kernels", "reference", "reference, NCHW"
 LOGGED = ["--train.log_every=1"]
 
 
@@ -42,7 +42,7 @@ def run_all(folder: Path, seeds: int) -> dict[str, list[dict[str, Any]]]:
         with ops.use(setting):
             runs[name] = [train(folder / f"{name}-{seed}", LOGGED, seed) for seed in range(seeds)]
     with ops.use("reference"):
-        runs[ROUNDING] = [train(folder / "rounding-0", [*LOGGED, "--train.channels_last=true"], 0)]
+        runs[ROUNDING] = [train(folder / "rounding-0", [*LOGGED, "--train.channels_last=false"], 0)]
     return runs
 
 
