@@ -1,20 +1,64 @@
-"""Settings for every benchmark: two threads, and the same numbers each time."""
+"""Settings for every benchmark: two threads on a CPU, the same numbers each time, one file of results.
+
+pytest benchmarks/ --benchmark-only [--quick] [--results FILE.json]
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.suite import Suite
+from psp_fast.files import write_text
+from psp_fast.info import environment
+
 THREADS = 2
 
 
-@pytest.fixture(autouse=True)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("psp_fast")
+    group.addoption("--quick", action="store_true", help="one input each, no torch.compile: under 2 minutes")
+    group.addoption("--results", type=Path, help="write the rows there, as JSON, with machine, versions and commit")
+
+
+@pytest.fixture(autouse=True, scope="session")
 def fixed_conditions() -> Iterator[None]:
-    """Two threads and a fixed seed."""
+    """Two threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
-    torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def suite(request: pytest.FixtureRequest, fixed_conditions: None) -> Iterator[Suite]:
+    """Measures rows; writes them when the session ends, those of a cut one as well."""
+    quick = request.config.getoption("--quick")
+    made = Suite(seconds=0.5 if quick else 2, quick=quick)
+    yield made
+    path = request.config.getoption("--results")
+    if path:
+        content = {
+            "environment": environment(),
+            "threads": THREADS,
+            "ceilings": made.ceilings._asdict(),
+            "rows": made.rows,
+        }
+        write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """--quick runs what is not marked `full`."""
+    if config.getoption("--quick"):
+        kept = [item for item in items if item.get_closest_marker("full") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept

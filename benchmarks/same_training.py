@@ -54,8 +54,7 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         for name in (KERNELS, ROUNDING)
     }
     miou = {name: [100 * run["metrics"]["miou"] for run in runs[name]] for name in (KERNELS, REFERENCE)}
-    seconds = {name: [run["history"][-1]["seconds"] for run in runs[name]] for name in (KERNELS, REFERENCE)}
-    return {"drift": drift, "miou": miou, "seconds": seconds}
+    return {"drift": drift, "miou": miou}
 
 
 def plot(runs: dict[str, list[dict[str, Any]]], found: dict[str, Any], path: Path) -> None:
@@ -91,7 +90,7 @@ def main() -> int:
     ours, rounding = (found["drift"][name][-1] for name in (KERNELS, ROUNDING))
     print(f"loss, first {FIRST} steps: at most {ours:.1e} from the reference; rounding alone {rounding:.1e}")
     for name, values in found["miou"].items():
-        print(f"{name:9} mIoU {' '.join(f'{v:.2f}' for v in values)} %, {np.mean(found['seconds'][name]):.0f} s a run")
+        print(f"{name:9} mIoU {' '.join(f'{v:.2f}' for v in values)} %")
     spread = np.std(found["miou"][REFERENCE], ddof=1) if arguments.seeds > 1 else np.inf
     same = abs(np.mean(found["miou"][KERNELS]) - np.mean(found["miou"][REFERENCE])) <= 2 * spread
     return 0 if ours <= 10 * rounding and same else 1

@@ -7,6 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
+
+_FLUSHED = 256 << 20  # bytes that fill any GPU's L2 cache
+
 
 class Comparison(NamedTuple):
     """Seconds of each implementation, and how often the first fits into the fastest of the others."""
@@ -23,33 +27,46 @@ class Comparison(NamedTuple):
     """Third quartile."""
 
 
-def compare(implementations: Mapping[str, Callable[[], object]], *, seconds: float) -> Comparison:
-    """Time the first implementation against the others for about `seconds` in all, at least 5 rounds.
+def compare(implementations: Mapping[str, Callable[[], object]], *, seconds: float, rounds: int = 5) -> Comparison:
+    """Time the first implementation against the others for about `seconds` in all, at least `rounds` rounds.
 
-    Every round runs each of them once, in turn; short ones several times, so that a turn takes 10 ms.
+    Every round runs each of them once, in turn; short ones several times, so that a turn takes 10 ms. Where there is a
+    GPU, times are between events on it, and its L2 cache is flushed before each run.
     """
-    repeats = {name: max(1, round(0.01 / _once(run))) for name, run in implementations.items()}
-    rounds: dict[str, list[float]] = {name: [] for name in implementations}
+    repeats = {name: max(1, round(0.01 / once(run))) for name, run in implementations.items()}
+    times: dict[str, list[float]] = {name: [] for name in implementations}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(rounds.values()))) < 5:
+    while time.perf_counter() < end or len(next(iter(times.values()))) < rounds:
         for name, run in implementations.items():
-            rounds[name].append(_mean(run, repeats[name]))
-    medians = {name: statistics.median(times) for name, times in rounds.items()}
+            times[name].append(_mean(run, repeats[name]))
+    medians = {name: statistics.median(values) for name, values in times.items()}
     first, *others = implementations
     best = min(others, key=medians.__getitem__)
-    ratios = [b / a for a, b in zip(rounds[first], rounds[best], strict=True)]
+    ratios = [b / a for a, b in zip(times[first], times[best], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return Comparison(medians, best, middle, low, high)
 
 
-def _once(run: Callable[[], object]) -> float:
+def once(run: Callable[[], object]) -> float:
     """Seconds of a warm run."""
     run()
     return _mean(run, 1)
 
 
 def _mean(run: Callable[[], object], repeats: int) -> float:
+    if torch.cuda.is_available():
+        return statistics.mean(_on_gpu(run) for _ in range(repeats))
     start = time.perf_counter()
     for _ in range(repeats):
         run()
     return (time.perf_counter() - start) / repeats
+
+
+def _on_gpu(run: Callable[[], object]) -> float:
+    torch.empty(_FLUSHED, dtype=torch.int8, device="cuda").zero_()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
