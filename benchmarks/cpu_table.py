@@ -21,6 +21,8 @@ from torch import Tensor
 
 from benchmarks.calls import LAYOUTS, Call, Op, assert_same, call_of
 from benchmarks.memory import measure, measure_in_process
+from benchmarks.networks import Step, predict
+from benchmarks.shapes import BINS, Input
 from benchmarks.timing import compare
 from psp_fast import PSPNet, ops
 from psp_fast.files import write_text
@@ -29,7 +31,7 @@ from psp_fast.ops import reference
 
 THREADS = 2
 CLASSES = 150
-BINS = (1, 2, 3, 6)
+PREDICTED, TRAINED = Input(1, 473, 473, CLASSES), Input(2, 241, 241, CLASSES)
 WIDTH = 84  # of the first column
 
 
@@ -173,60 +175,20 @@ def _batch_norm(ours: str) -> dict[str, Call]:
     return calls
 
 
-def _network(**options: bool) -> PSPNet:
-    torch.manual_seed(0)
-    return PSPNet(50, classes=CLASSES, pretrained=False, **options)
-
-
-def _predict(setting: str, layout: str, use_ppm: bool = True) -> Call:
-    network = _network(use_ppm=use_ppm).eval().to(memory_format=LAYOUTS[layout])
-    image = torch.randn(1, 3, 473, 473, generator=torch.Generator().manual_seed(2))
-    image = image.contiguous(memory_format=LAYOUTS[layout])
-
-    def call() -> Tensor:
-        with ops.use(setting):
-            return network.predict(image)
-
-    return call
-
-
 def _prediction() -> dict[str, Call]:
-    calls = {"psp_fast": _predict("auto", "nchw")}
-    calls |= {f"eager {layout}": _predict("reference", layout) for layout in LAYOUTS}
+    calls = {"psp_fast": predict(50, PREDICTED)}
+    calls |= {f"eager {layout}": predict(50, PREDICTED, "reference", layout) for layout in LAYOUTS}
     assert_same(calls["psp_fast"](), calls["eager nchw"]())
     return calls
 
 
 def _price_of_the_pyramid() -> dict[str, Call]:
-    return {"psp_fast": _predict("auto", "nchw"), "without the pyramid": _predict("auto", "nchw", use_ppm=False)}
-
-
-class _Step:
-    """A training step of PSPNet50: forward, both losses, backward, SGD with momentum."""
-
-    def __init__(self, setting: str, layout: str, recompute: bool = False) -> None:
-        self.setting = setting
-        self.network = _network(recompute=recompute).to(memory_format=LAYOUTS[layout])
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9)
-        generator = torch.Generator().manual_seed(2)
-        images = torch.randn(2, 3, 241, 241, generator=generator)
-        self.images = images.contiguous(memory_format=LAYOUTS[layout])
-        self.labels = torch.randint(0, CLASSES, (2, 241, 241), generator=generator)
-
-    def __call__(self) -> Tensor:
-        with ops.use(self.setting):
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.manual_seed(0)
-            _, main, aux = self.network(self.images, self.labels)
-            loss = main + 0.4 * aux
-            loss.backward()
-            self.optimizer.step()
-        return loss.detach()
+    return {"psp_fast": predict(50, PREDICTED), "without the pyramid": predict(50, PREDICTED, use_ppm=False)}
 
 
 def _training(recompute: bool) -> dict[str, Call]:
-    calls: dict[str, Call] = {"psp_fast": _Step("auto", "nchw", recompute)}
-    calls |= {f"eager {layout}": _Step("reference", layout) for layout in LAYOUTS}
+    calls: dict[str, Call] = {"psp_fast": Step(50, TRAINED, "auto", "nchw", recompute)}
+    calls |= {f"eager {layout}": Step(50, TRAINED, "reference", layout) for layout in LAYOUTS}
     for _ in range(2):  # the second loss depends on the first gradients
         loss, eager = calls["psp_fast"](), calls["eager nchw"]()
         assert (loss - eager).abs() <= 1e-3 * eager.abs(), f"loss {loss:.6f}, eager {eager:.6f}"
@@ -245,7 +207,7 @@ def _memory_of_training(setting: str, recompute: bool = False) -> int:
     _warm_up(setting)
 
     def train() -> None:
-        step = _Step(setting, "nchw", recompute)
+        step = Step(50, TRAINED, setting, "nchw", recompute)
         for _ in range(3):
             step()
 
@@ -264,7 +226,7 @@ def _warm_up(setting: str) -> None:
 
 def _memory_of_step(setting: str, recompute: bool = False) -> int:
     """What the third step needs besides: activations, gradients, scratch."""
-    step = _Step(setting, "nchw", recompute)
+    step = Step(50, TRAINED, setting, "nchw", recompute)
     for _ in range(2):
         step()
     step.network.zero_grad(set_to_none=True)

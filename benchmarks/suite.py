@@ -103,15 +103,34 @@ class Suite:
             work,
         )
 
+    def model(
+        self,
+        benchmark: BenchmarkFixture,
+        name: str,
+        given: Input,
+        calls: dict[str, Call],
+        tolerance: float | None = None,
+    ) -> None:
+        """A row for a network on `given`; the first call is ours."""
+        what = {"model": name, "input": str(given), "classes": given.classes}
+        self.row(benchmark, calls, what, tolerance=tolerance)
+        ours = self.rows[-1]["seconds"]["psp_fast"]
+        self.rows[-1]["images_per_second"] = given.batch / ours
+
     def row(
-        self, benchmark: BenchmarkFixture, calls: dict[str, Call], what: dict[str, Any], work: Work | None = None
+        self,
+        benchmark: BenchmarkFixture,
+        calls: dict[str, Call],
+        what: dict[str, Any],
+        work: Work | None = None,
+        tolerance: float | None = None,
     ) -> None:
         """Check the first call's numbers against each other call's, time them in turn, and keep the result."""
         first, *others = calls
         results = {name: flat(call()) for name, call in calls.items()}
         for name in others:
             try:
-                assert_same(results[first], results[name])
+                assert_same(results[first], results[name], tolerance)
             except AssertionError as error:  # no speed for wrong numbers
                 pytest.fail(f"{what}: {first} differs from {name}: {error}", pytrace=False)
         peaks = {name: _peak(call) for name, call in calls.items()} if DEVICE == "cuda" else {}
