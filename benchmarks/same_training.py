@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from benchmarks.ablation import train
 from psp_fast import ops
 from psp_fast.data import write_png
+from psp_fast.errors import PspFastError
 from psp_fast.files import write_text
 
 FIRST = 50
@@ -43,6 +44,9 @@ def run_all(folder: Path, seeds: int) -> dict[str, list[dict[str, Any]]]:
             runs[name] = [train(folder / f"{name}-{seed}", LOGGED, seed) for seed in range(seeds)]
     with ops.use("reference"):
         runs[ROUNDING] = [train(folder / "rounding-0", [*LOGGED, "--train.channels_last=false"], 0)]
+    environments = [run["environment"] for rows in runs.values() for run in rows]
+    if any(other != environments[0] for other in environments):
+        raise PspFastError(f"the runs in {folder} are of different commits, versions or machines: remove them")
     return runs
 
 

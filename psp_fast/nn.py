@@ -125,7 +125,8 @@ def batch_norm_relu(
 def _normalise(
     bn: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor, residual: Tensor | None, relu: bool, stats: Tensor | None = None
 ) -> Tensor:
-    arguments = _batch_norm_arguments(bn, x)
+    _check_batch(bn, x)
+    arguments = _batch_norm_arguments(bn)
     if stats is not None and arguments["training"]:
         del arguments["training"]
         return batch_norm_relu_of_statistics(x, stats, **arguments, residual=residual, relu=relu)
@@ -158,7 +159,7 @@ def conv_bn_relu_levels(xs: Sequence[Tensor], layers: Sequence[Layer]) -> list[T
 def trains_bottleneck(x: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether `bottleneck` can take a block's three layers, or four with the shortcut's; see `_trains_block`."""
     (conv1, _), (conv2, _), (conv3, _), *shortcut = layers
-    strided = all(_is_plain(conv, conv2.stride[0]) and conv.kernel_size == (1, 1) for conv, _ in shortcut)
+    strided = all(_is_pointwise(conv, conv2.stride[0]) for conv, _ in shortcut)
     plain = _is_pointwise(conv1) and _is_pointwise(conv3) and _is_plain(conv2, conv2.stride[0])
     square = conv2.kernel_size == (3, 3) and conv2.padding == conv2.dilation
     return strided and plain and square and _trains_block(x, layers)
@@ -200,16 +201,18 @@ def stem(x: Tensor, layers: Sequence[Layer]) -> Tensor:
 def _trains_block(x: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether an op of several layers may run: batch norms, the first of them training, and a gradient is asked for."""
     norms = all(_is_batch_norm(bn) for _, bn in layers)
+    if not torch.is_autocast_enabled(x.device.type) and any(conv.weight.dtype != x.dtype for conv, _ in layers):
+        return False  # the modules say what is wrong
     gradient = torch.is_grad_enabled() and any(p.requires_grad for conv, _ in layers for p in conv.parameters())
     return norms and gradient and layers[0][1].training and runs_block(x)
 
 
 def _block_norms(layers: Sequence[Layer], sees: Sequence[Tensor]) -> list[BatchNorm]:
     """The layers' batch norms; `sees` are of the size of what each normalises."""
-    return [
-        BatchNorm(**_batch_norm_arguments(cast(nn.BatchNorm2d, bn), x))
-        for (_, bn), x in zip(layers, sees, strict=False)
-    ]
+    norms = [cast(nn.BatchNorm2d, bn) for _, bn in layers]
+    for bn, x in zip(norms, sees, strict=False):
+        _check_batch(bn, x)
+    return [BatchNorm(**_batch_norm_arguments(bn)) for bn in norms]
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -217,9 +220,9 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return ops.conv3x3(x, conv.weight, conv.dilation[0]) if _is_3x3(conv) else conv(x)
 
 
-def _is_pointwise(conv: nn.Conv2d) -> bool:
-    """Whether conv is a plain 1x1 convolution of stride 1 without bias."""
-    return _is_plain(conv) and conv.kernel_size == (1, 1)
+def _is_pointwise(conv: nn.Conv2d, stride: int = 1) -> bool:
+    """Whether conv is a plain 1x1 convolution without bias."""
+    return _is_plain(conv, stride) and conv.kernel_size == (1, 1) and conv.padding == (0, 0)
 
 
 def _is_3x3(conv: nn.Conv2d) -> bool:
@@ -246,7 +249,13 @@ def _is_batch_norm(bn: nn.Module) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
+def is_relu(module: nn.Module) -> bool:
+    """Whether module is ReLU and nothing more, so that an op may do it."""
+    return type(module) is nn.ReLU and not _has_hooks(module)
 
 
 def _is_frozen(bn: nn.Module, weight: Tensor, x: Tensor) -> bool:
@@ -268,21 +277,25 @@ def _folded_batch_norm(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _layer_arguments(conv: nn.Conv2d, bn: nn.Module, x: Tensor) -> dict:
     """The arguments of `ops.conv1x1_bn_relu` that belong to the layers."""
-    arguments = _batch_norm_arguments(cast(nn.BatchNorm2d, bn), x)
+    _check_batch(cast(nn.BatchNorm2d, bn), x)
+    arguments = _batch_norm_arguments(cast(nn.BatchNorm2d, bn))
     arguments["bn_weight"], arguments["bn_bias"] = arguments.pop("weight"), arguments.pop("bias")
     return {"weight": conv.weight, **arguments}
 
 
-def _batch_norm_arguments(bn: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> dict:
-    """The op's arguments for one call of bn on a batch the size of x; counts the batch, as nn.BatchNorm2d does."""
+def _check_batch(bn: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> None:
+    """Raise ValueError where bn would train on one value a channel of a map of x's size."""
     training = bn.training or bn.running_mean is None
-    group = synced_group(bn) if bn.training else None
-    if training and group is None and x.numel() == x.shape[1]:
+    if training and synced_group(bn) is None and x.numel() == x.shape[1]:
         raise ValueError(
             f"batch norm in training needs more than one value per channel, got an input of shape "
-            f"{tuple(x.shape)}: use a larger "
+            f"{(x.shape[0], bn.num_features, *x.shape[2:])}: use a larger "
             "batch, several processes with SyncBatchNorm, or put this layer in eval mode"
         )
+
+
+def _batch_norm_arguments(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> dict:
+    """The op's arguments for one call of bn; counts the batch, as nn.BatchNorm2d does."""
     momentum = bn.momentum
     if bn.training and bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
@@ -293,8 +306,8 @@ def _batch_norm_arguments(bn: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> d
         "bias": bn.bias,
         "running_mean": bn.running_mean if not bn.training or bn.track_running_stats else None,
         "running_var": bn.running_var if not bn.training or bn.track_running_stats else None,
-        "training": training,
+        "training": bn.training or bn.running_mean is None,
         "momentum": momentum or 0.0,
         "eps": bn.eps,
-        "process_group": group,
+        "process_group": synced_group(bn) if bn.training else None,
     }

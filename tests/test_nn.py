@@ -49,6 +49,11 @@ def test_pointwise_convolution_is_one_op_with_the_same_numbers():
     torch.testing.assert_close(conv_bn_relu(x, conv, copy.deepcopy(bn)), bn(conv(x)).relu())
 
 
+def test_a_padded_pointwise_convolution_is_padded():
+    conv, bn, x = nn.Conv2d(6, 9, 1, padding=1, bias=False), lively(nn.BatchNorm2d(9)), torch.randn(2, 6, 5, 5)
+    torch.testing.assert_close(conv_bn_relu(x, conv, copy.deepcopy(bn)), bn(conv(x)).relu())
+
+
 def test_other_normalisations_are_called_as_they_are():
     x = torch.randn(2, 4, 3, 3)
     norm = nn.GroupNorm(2, 4)

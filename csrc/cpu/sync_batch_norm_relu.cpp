@@ -168,8 +168,9 @@ void keep(const BatchNormArgs& args, int64_t channel, double mean, double deviat
   if (args.running_mean == nullptr) return;
   A &running_mean = static_cast<A*>(args.running_mean)[channel],
     &running_var = static_cast<A*>(args.running_var)[channel];
-  running_mean += static_cast<A>(args.momentum * (mean - running_mean));
-  running_var += static_cast<A>(args.momentum * (least / (count > 1 ? count - 1 : 1) - running_var));
+  running_mean = static_cast<A>(running_mean + args.momentum * (mean - running_mean));
+  const double unbiased = least / (count > 1 ? count - 1 : 1);
+  running_var = static_cast<A>(running_var + args.momentum * (unbiased - running_var));
 }
 
 // What some elements are normalised by: the same for a plane's, an array for a pixel's channels.
@@ -220,7 +221,7 @@ template <bool relu, class T>
 void forward_planes(const BatchNormArgs& args) {
   using A = typename Accumulator<T>::type;
   const bool streamed = streams(args);
-#pragma omp parallel for num_threads(args.threads) schedule(dynamic, 16)
+#pragma omp parallel for num_threads(args.threads) schedule(dynamic)
   for (int64_t c = 0; c < args.c; ++c) {
     const Moments all = plane_statistics<T>(args, c);
     keep<A>(args, c, all.mean, all.deviations);

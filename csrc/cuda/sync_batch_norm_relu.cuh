@@ -267,8 +267,9 @@ struct FinishStatistics {
     out.invstd[channel] = rsqrtf(m2 / batch.count + out.eps);
     if (!out.running_mean) return;
     const float unbiased = m2 / fmaxf(batch.count - 1, 1);
-    out.running_mean[channel] += out.momentum * (mean - out.running_mean[channel]);
-    out.running_var[channel] += out.momentum * (unbiased - out.running_var[channel]);
+    // Not old + momentum * (new - old): with a momentum near 1 that would lose the new one's digits.
+    out.running_mean[channel] = (1 - out.momentum) * out.running_mean[channel] + out.momentum * mean;
+    out.running_var[channel] = (1 - out.momentum) * out.running_var[channel] + out.momentum * unbiased;
   }
 };
 

@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from psp_fast import ops
-from psp_fast.nn import batch_norm_relu, conv_bn_relu, conv_bn_relu_levels, synced_group
+from psp_fast.nn import batch_norm_relu, conv_bn_relu, conv_bn_relu_levels, is_relu, synced_group
 from psp_fast.ops.pyramid_conv3x3 import gathers_statistics, pyramid_conv3x3_statistics
 
 
@@ -54,7 +54,11 @@ class PyramidPooling(nn.Module):
                     "use a larger batch, several processes with SyncBatchNorm, or put ppm in eval mode"
                 )
             layers.append((cast(nn.Conv2d, conv), bn))
-        return conv_bn_relu_levels(pooled, layers)
+        activations = [cast(nn.Sequential, level)[3] for level in self.features]
+        if all(is_relu(act) for act in activations):
+            return conv_bn_relu_levels(pooled, layers)
+        levels = zip(pooled, layers, activations, strict=True)
+        return [act(conv_bn_relu(p, *layer, relu=False)) for p, layer, act in levels]
 
     def forward(self, x: Tensor) -> Tensor:
         """x and its upsampled levels, concatenated: (N, out_channels, H, W)."""
@@ -76,13 +80,15 @@ class Head(nn.Sequential):
 
     def forward(self, x: Tensor, pyramid: Sequence[Tensor] = ()) -> Tensor:  # type: ignore[override]
         """Logits (N, classes, H, W) of x (N, C, H, W) with the levels of its pyramid."""
-        conv, bn, _, dropout, classifier = self
-        weight = cast(nn.Conv2d, conv).weight
+        conv, bn, act, dropout, classifier = self
+        weight, relu = cast(nn.Conv2d, conv).weight, is_relu(act)
         if not pyramid:
-            return classifier(dropout(conv_bn_relu(x, cast(nn.Conv2d, conv), bn)))
+            out = conv_bn_relu(x, cast(nn.Conv2d, conv), bn, relu=relu)
+            return classifier(dropout(out if relu else act(out)))
         stats = None
         if bn.training and gathers_statistics(x):
             out, stats = pyramid_conv3x3_statistics(x, pyramid, weight, self.align_corners)
         else:
             out = ops.pyramid_conv3x3(x, pyramid, weight, self.align_corners)
-        return classifier(dropout(batch_norm_relu(bn, out, stats=stats)))
+        out = batch_norm_relu(bn, out, stats=stats, relu=relu)
+        return classifier(dropout(out if relu else act(out)))

@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from psp_fast.nn import bottleneck, conv_bn_relu, stem, trains_bottleneck, trains_stem
+from psp_fast.nn import bottleneck, conv_bn_relu, is_relu, stem, trains_bottleneck, trains_stem
 
 BLOCKS = {
     18: (2, 2, 2, 2),
@@ -94,6 +94,8 @@ class Stem(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         *modules, pool = self
         layers = [(cast(nn.Conv2d, conv), bn) for conv, bn in zip(modules[::3], modules[1::3], strict=True)]
+        if not all(is_relu(act) for act in modules[2::3]):
+            return super().forward(x)
         if trains_stem(x, layers, pool):
             return stem(x, layers)
         for conv, bn in layers:

@@ -33,16 +33,27 @@ class BatchNorm(NamedTuple):
     eps: float
     process_group: dist.ProcessGroup | None
 
-    def check(self, op: str, name: str, channels: int) -> None:
-        """Raise ValueError where the layer does not fit a map of so many channels."""
+    def check(self, op: str, name: str, channels: int, device: torch.device) -> None:
+        """Raise TypeError or ValueError where the layer does not fit a map of so many channels on this device."""
         for field, vector in zip(self._fields, self[:4], strict=False):
-            if vector is not None and vector.shape != (channels,):
+            if vector is None:
+                continue
+            check_tensor(op, f"{field} of {name}", vector, device)
+            if vector.shape != (channels,):
                 raise ValueError(
                     f"{op}: {field} of {name} must have one value for each of {channels} channels, "
                     f"not {tuple(vector.shape)}"
                 )
         if not self.training and self.running_mean is None:
             raise ValueError(f"{op}: {name} is frozen and has no running statistics")
+
+
+def check_tensor(op: str, name: str, tensor: Tensor, device: torch.device) -> None:
+    """Raise TypeError or ValueError where a layer's tensor cannot be used with a map on this device."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"{op}: {name} must have a float type, not {tensor.dtype}")
+    if tensor.device != device:
+        raise ValueError(f"{op}: {name} must be on the device of x, {device}, not on {tensor.device}")
 
 
 class Layer(NamedTuple):
@@ -96,7 +107,9 @@ def tensors_of(norm: BatchNorm, dtype: torch.dtype) -> tuple[Tensor | None, ...]
         return norm.weight, norm.bias, None, None
     assert norm.running_mean is not None and norm.running_var is not None  # check has seen to it
     kept = torch.float64 if dtype == torch.float64 else torch.float32
-    return norm.weight, norm.bias, norm.running_mean.to(kept), (norm.running_var.to(kept) + norm.eps).rsqrt()
+    # A copy: backward must find what forward used, though training may go on meanwhile.
+    mean, invstd = norm.running_mean.to(kept, copy=True), (norm.running_var.to(kept) + norm.eps).rsqrt()
+    return norm.weight, norm.bias, mean, invstd
 
 
 class Layers:

@@ -24,6 +24,7 @@ from psp_fast.ops.block import (
     Layer,
     Layers,
     affine_gradients,
+    check_tensor,
     compute_dtype,
     convolve,
     convolve_backward,
@@ -73,9 +74,10 @@ def _check(x: Tensor, weights: Sequence[Tensor], norms: Sequence[BatchNorm], str
     inner, outer = weights[0].shape[0], weights[2].shape[0]
     shapes = ((inner, x.shape[1], 1, 1), (inner, inner, 3, 3), (outer, inner, 1, 1), (outer, x.shape[1], 1, 1))
     for i, (weight, shape, norm) in enumerate(zip(weights, shapes, norms, strict=False), 1):
+        check_tensor(_OP, f"the weight of conv{i}", weight, x.device)
         if weight.shape != shape:
             raise ValueError(f"{_OP}: the weight of conv{i} must be {shape}, not {tuple(weight.shape)}")
-        norm.check(_OP, f"bn{i}", shape[0])
+        norm.check(_OP, f"bn{i}", shape[0], x.device)
     if len(weights) == 3 and (stride != 1 or outer != x.shape[1]):
         raise ValueError(
             f"{_OP}: x of shape {tuple(x.shape)} is no shortcut for {outer} channels at stride {stride}: give conv4"

@@ -41,7 +41,8 @@ def conv1x1_bn_relu(
     """relu(batch_norm(conv2d(x, weight)) + residual) for x (N, C, H, W) and weight (O, C, 1, 1).
 
     Where no gradient is asked for and the batch norm is frozen, it is folded into the weight: once, and again after
-    any of its tensors was changed. Changes made through `.data` are not seen.
+    any of its tensors was changed. PyTorch counts the changes, but for those made through `.data`, which are not seen,
+    and torch.nn.functional.batch_norm's to running statistics, which are seen on the CPU only.
 
     Args:
         x: (N, C, H, W), float, any strides.
@@ -156,13 +157,16 @@ class _Folded(NamedTuple):
     """The tensors it was made of, as they were."""
     weight: Tensor
     bias: Tensor
+    statistics: list[Tensor]
+    """On the CPU, copies of the running statistics: torch.nn.functional.batch_norm changes them uncounted."""
     made: torch.cuda.Event | None
     """When, on the stream that made it."""
 
     def is_of(self, kind: tuple, sources: Sequence[Tensor | None]) -> bool:
         """Whether it was made of these very tensors as they are now."""
         same = (_is_marked(tensor, mark) for tensor, mark in zip(sources, self.sources, strict=True))
-        return self.kind == kind and all(same)
+        kept = zip(sources[len(sources) - len(self.statistics) :], self.statistics, strict=True)
+        return self.kind == kind and all(same) and all(t is not None and torch.equal(t, k) for t, k in kept)
 
 
 _Mark = tuple[weakref.ref, int] | None
@@ -228,7 +232,8 @@ def _folded(
             packed, bias = known.weight.copy_(packed), known.bias.copy_(bias)
         bias = bias.contiguous()
     made = torch.cuda.current_stream(x.device).record_event() if x.is_cuda and keeps else None
-    folded = _Folded(kind, [_mark(tensor) for tensor in sources], packed, bias, made)
+    statistics = [] if x.is_cuda else [running_mean.clone(), running_var.clone()]
+    folded = _Folded(kind, [_mark(tensor) for tensor in sources], packed, bias, statistics, made)
     if keeps:
         _folded_weights[weight] = folded
     return folded

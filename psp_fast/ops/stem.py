@@ -20,6 +20,7 @@ from psp_fast.ops.block import (
     BatchNorm,
     Layers,
     affine_gradients,
+    check_tensor,
     compute_dtype,
     convolve,
     convolve_backward,
@@ -47,10 +48,11 @@ def stem(x: Tensor, weights: Sequence[Tensor], norms: Sequence[BatchNorm], strid
     """
     channels = x.shape[1]
     for i, (weight, norm) in enumerate(zip(weights, norms, strict=True), 1):
+        check_tensor(_OP, f"the weight of conv{i}", weight, x.device)
         if weight.shape[1] != channels:
             raise ValueError(f"{_OP}: the weight of conv{i} must be for {channels} channels, not {weight.shape[1]}")
         channels = weight.shape[0]
-        norm.check(_OP, f"bn{i}", channels)
+        norm.check(_OP, f"bn{i}", channels, x.device)
     dtype = compute_dtype(x)
     options = [norm.eps for norm in norms], [norm.process_group for norm in norms], strides
     with torch.autocast(x.device.type, enabled=False):

@@ -89,7 +89,8 @@ def sync_batch_norm_relu(
     else:
         assert running_mean is not None and running_var is not None  # _check has seen to it
         kept = _statistics_dtype(x)
-        mean, invstd = running_mean.to(kept), (running_var.to(kept) + eps).rsqrt()
+        # A copy: backward must find what forward used, though training may go on meanwhile.
+        mean, invstd = running_mean.to(kept, copy=True), (running_var.to(kept) + eps).rsqrt()
     updated = (running_mean, running_var) if mean is None else (None, None)
     return _BatchNormRelu.apply(x, weight, bias, residual, mean, invstd, count, relu, group, *updated, momentum, eps)
 
@@ -414,6 +415,8 @@ def _forward(
     running = {"running_mean": running_mean, "running_var": running_var}
     numbers = {"momentum": momentum, "eps": eps}
     _run("forward", x, relu, numbers, y=y, residual=residual, **vectors, **running)
+    # Who keeps something made of the running statistics sees that they have changed.
+    torch.autograd.graph.increment_version([t for t in running.values() if t is not None])
     return y, mean, invstd
 
 

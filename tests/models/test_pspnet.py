@@ -275,3 +275,29 @@ def test_exports() -> None:
     with torch.no_grad():
         program = torch.export.export(model, (images,))
         torch.testing.assert_close(program.module()(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [18, 50])
+@torch.no_grad()
+def test_evaluation_after_statistics_were_measured_again(layers: int) -> None:
+    """The usual recalibration: forward in training mode without a gradient."""
+    torch.manual_seed(0)
+    model = PSPNet(layers, classes=5, pretrained=False).eval()
+    x, y = torch.randn(2, 3, 33, 41), torch.zeros(2, 33, 41, dtype=torch.long)
+    before = model(x)
+    model.train()(3 * x + 1, y)
+    after = model.eval()(x)
+    with ops.use("reference"):
+        torch.testing.assert_close(after, model(x), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(before, after, rtol=1e-2, atol=1e-2)
+
+
+def test_other_activations_and_their_hooks_are_honoured() -> None:
+    torch.manual_seed(0)
+    model = PSPNet(18, classes=5, pretrained=False).eval()
+    x, calls = torch.randn(1, 3, 33, 41), []
+    plain = model(x)
+    for act in (model.layer0[2], model.ppm.features[1][3], model.cls[2]):
+        act.register_forward_hook(lambda *given: calls.append(given))
+    torch.testing.assert_close(model(x), plain, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 3

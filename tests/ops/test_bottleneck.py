@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -196,6 +197,8 @@ def test_backward_inside_autocast() -> None:
         ("conv2", nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect", bias=False)),
         ("conv1", nn.Conv2d(24, 16, 3, padding=1, bias=False)),
         ("conv3", nn.Conv2d(16, 64, 1, stride=1, bias=True)),
+        ("conv3", nn.Conv2d(16, 64, 1, padding=1, bias=False)),
+        ("conv2", nn.Conv2d(16, 16, 3, padding=1, bias=False).double()),
         ("bn2", nn.GroupNorm(4, 16)),
     ],
 )
@@ -207,25 +210,54 @@ def test_other_layers_run_one_by_one(conv: str, changed: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", ["conv1", "conv2", "bn3", "downsample.0"])
-def test_hooks_of_the_layers_are_called(name: str) -> None:
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_hooks_of_the_layers_are_called(name: str, kind: str) -> None:
     made, calls = block(dtype=torch.float32), []
-    made.get_submodule(name).register_forward_hook(lambda *given: calls.append(given))
-    made(random(2, 24, 8, 8))
+    getattr(made.get_submodule(name), f"register_{kind}")(lambda *given: calls.append(given))
+    made(random(2, 24, 8, 8)).sum().backward()
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("name", ["bn1", "bn2", "bn3"])
+def test_a_batch_too_small_is_refused_before_it_is_counted(name: str) -> None:
+    made = block(stride=2, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"more than one value per channel, got an input of shape \(1, 16, 1, 1\)"):
+        made(random(1, 24, 2, 2))
+    assert made.get_submodule(name).num_batches_tracked == 0
+
+
+def test_backward_finds_what_a_frozen_layer_used() -> None:
+    """Though the layer has been trained since."""
+    made = block()
+    made.bn2.eval()
+    x = random(2, 24, 9, 8, dtype=torch.float64)
+    made.zero_grad()
+    made(x).square().sum().backward()
+    want = [p.grad.clone() for p in made.parameters()]
+    made.zero_grad()
+    made = copy.deepcopy(made)
+    for bn in (made.bn1, made.bn3, made.downsample[1]):
+        bn.momentum = 0.0
+    loss = made(x).square().sum()
+    made.bn2(100 * random(2, 16, 5, 5, dtype=torch.float64))
+    made.bn2.running_mean.add_(5.0)
+    loss.backward()
+    for p, gradient in zip(made.parameters(), want, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+
+
 def test_subclasses_are_called() -> None:
-    class Doubled(nn.Conv2d):
+    calls = []
+
+    class Counted(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
-            return 2 * super().forward(x)
+            calls.append(1)
+            return super().forward(x)
 
     made = block(dtype=torch.float32)
-    made.bn2 = nn.Identity()  # type: ignore[assignment]
-    plain = made(random(2, 24, 8, 8))
-    doubled = Doubled(16, 16, 3, padding=1, bias=False)
-    doubled.weight = made.conv2.weight
-    made.conv2 = doubled
-    assert not torch.allclose(made(random(2, 24, 8, 8)), plain)
+    made.conv2 = Counted(16, 16, 3, padding=1, bias=False)
+    made(random(2, 24, 8, 8))
+    assert calls == [1]
 
 
 def weights_and_norms() -> tuple[list[Tensor], list[BatchNorm]]:
@@ -241,6 +273,11 @@ def weights_and_norms() -> tuple[list[Tensor], list[BatchNorm]]:
         (lambda w, n: w.__setitem__(0, torch.ones(16, 60, 1, 1)), r"weight of conv1 must be \(16, 64, 1, 1\), not"),
         (lambda w, n: w.__setitem__(2, torch.ones(60, 16, 1, 1)), "weight of bn3 must have one value for each of 60"),
         (lambda w, n: n.__setitem__(1, n[1]._replace(bias=torch.ones(3))), r"bias of bn2 .* 16 channels, not \(3,\)"),
+        (
+            lambda w, n: n.__setitem__(2, n[2]._replace(bias=torch.ones(64, device="meta"))),
+            "bias of bn3 must be on the device of x, cpu, not on meta",
+        ),
+        (lambda w, n: w.__setitem__(2, w[2].to("meta")), "the weight of conv3 must be on the device of x, cpu"),
         (
             lambda w, n: n.__setitem__(0, n[0]._replace(running_mean=None, training=False)),
             "bn1 is frozen and has no running statistics",

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from psp_fast import ops
 from psp_fast.ops import backend, reference
 from psp_fast.ops import conv1x1_bn_relu as op
 from tests.ops.checks import LAYOUTS, assert_matches, random, relative_error
@@ -102,6 +103,28 @@ def test_the_weight_is_folded_once_and_again_after_a_change(monkeypatch: pytest.
         tensor.mul_(1.5)
         torch.testing.assert_close(call(op), call(reference.conv1x1_bn_relu))
         assert len(folds) == 2 + i
+
+
+def _train_ours(x: Tensor, mean: Tensor, var: Tensor) -> None:
+    ops.sync_batch_norm_relu(x, None, None, mean, var, training=True)
+
+
+def _train_reference(x: Tensor, mean: Tensor, var: Tensor) -> None:
+    reference.sync_batch_norm_relu(x, None, None, mean, var, training=True)
+
+
+def _train_torch(x: Tensor, mean: Tensor, var: Tensor) -> None:
+    torch.nn.functional.batch_norm(x, mean, var, training=True)  # changes them without counting it
+
+
+@pytest.mark.parametrize("train", [_train_ours, _train_reference, _train_torch])
+@torch.no_grad()
+def test_the_weight_is_folded_again_after_training(train: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+    x, weight, scale, shift, _ = operands(2, 16, 24, 9, 8)
+    given = (x, weight, scale, shift, *statistics(24))
+    op(*given, training=False)
+    train(3 * random(2, 24, 5, 5) + 5, *given[4:])
+    torch.testing.assert_close(op(*given, training=False), reference.conv1x1_bn_relu(*given, training=False))
 
 
 @torch.no_grad()

@@ -132,6 +132,38 @@ def test_memory_format_is_kept(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("momentum", [1.0, 0.1])
+def test_running_statistics_of_small_values(implementation: str, layout: str, momentum: float) -> None:
+    """A variance far below the one before keeps its digits."""
+    x = 1e-3 * random(2, 5, 9, 7, layout=layout)
+    running = [torch.zeros(5), torch.ones(5)]
+    sync_batch_norm_relu(x, None, None, *running, training=True, momentum=momentum)
+    var, mean = torch.var_mean(x.double(), (0, 2, 3))
+    torch.testing.assert_close(running[0].double(), momentum * mean, rtol=1e-5, atol=0)
+    torch.testing.assert_close(running[1].double(), 1 - momentum + momentum * var, rtol=1e-5, atol=0)
+
+
+def test_updates_of_running_statistics_are_counted(implementation: str) -> None:
+    running = [torch.zeros(5), torch.ones(5)]
+    before = [t._version for t in running]
+    sync_batch_norm_relu(random(2, 5, 4, 7), None, None, *running, training=True)
+    assert all(t._version > version for t, version in zip(running, before, strict=True))
+
+
+def test_backward_finds_what_a_frozen_layer_used() -> None:
+    """Though its running statistics have changed since."""
+    weight, bias, mean, var = vectors(5)
+    found = []
+    for change in (0.0, 3.0):
+        x = random(2, 5, 4, 7).requires_grad_()
+        running = [mean.clone(), var.clone()]
+        y = sync_batch_norm_relu(x, weight.requires_grad_(), bias, *running, training=False)
+        running[0].add_(change)
+        found.append(torch.autograd.grad(y.square().sum(), (x, weight)))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_large_maps(layout: str) -> None:
     """Those that are written past the caches, at addresses that are no multiple of a vector."""
     x = random(2, 70, 121, 125, layout=layout)
