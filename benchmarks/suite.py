@@ -99,7 +99,14 @@ class Suite:
         self.row(
             benchmark,
             calls,
-            {"op": name, "input": str(given), "classes": given.classes, "layout": layout, "backward": backward},
+            {
+                "op": name,
+                "input": str(given),
+                "channels": arguments[0].shape[1],
+                "classes": given.classes,
+                "layout": layout,
+                "backward": backward,
+            },
             work,
         )
 

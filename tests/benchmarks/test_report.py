@@ -1,0 +1,126 @@
+"""The performance page: all that the results files say, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks import report
+from tests.benchmarks.sample import model, op, results
+
+DOCS = Path(__file__).parents[2] / "docs"
+CPU_TABLE = {
+    **results(
+        {
+            "name": "pyramid_pool forward",
+            "seconds": {"psp_fast": 0.001, "eager nchw": 0.0055},
+            "compared_with": "eager nchw",
+            "ratio": 5.5,
+            "quartiles": [5.1, 5.9],
+            "target": 4,
+            "at_most": False,
+            "met": True,
+        },
+        {"name": "upsample_concat forward", "met": False, "error": "relative difference 1.0e-01"},
+        {
+            "name": "training step: peak memory",
+            "bytes": {"auto": 4e8, "reference": 5e8},
+            "ratio": 0.8,
+            "target": 0.6,
+            "at_most": True,
+            "met": False,
+        },
+    )
+}
+
+
+def full_run() -> dict[str, Any]:
+    """Rows that every picture of a suite's results needs."""
+    rows = [op(backward=backward, input=given) for backward in (False, True) for given in ("1x473x473", "1x713x713")]
+    conv = op("conv3x3", channels=256, flops=10**9, share_of_ceiling=1.25)
+    return results(*rows, conv, op("upsample_argmax", channels=150, layout="nchw"), model())
+
+
+def write(folder: Path, **files: Any) -> str:
+    """The page of these results files."""
+    (folder / "results").mkdir()
+    for name, content in files.items():
+        (folder / "results" / f"{name}.json").write_text(json.dumps(content))
+    report.write(folder)
+    return (folder / "performance.md").read_text()
+
+
+def test_page_has_every_row(tmp_path: Path) -> None:
+    page = write(tmp_path, suite_cpu=full_run(), cpu_table=CPU_TABLE)
+    for line in (
+        "| pyramid_pool, 2048 channels, forward | 1x473x473, 150 classes | float32 | 10 | eager nchw, 20 | "
+        "2.00 (1.90 to 2.10) | 50 % |",
+        "| pyramid_pool, 2048 channels, forward + backward | 1x713x713, 150 classes |",
+        "| conv3x3, 256 channels, forward | 1x473x473, 150 classes | float32 | 10 | eager nchw, 20 | "
+        "2.00 (1.90 to 2.10) | 125 % |",
+        "| upsample_argmax, forward, NCHW |",
+        "| PSPNet50 predict | 2x473x473, 150 classes | float32 | 500 | 4 | openvino, 2 | 2.00 (1.90 to 2.10) |",
+        "AMD EPYC, 2 threads; torch 2.13.0, Python 3.11.7; commit 0123456789",
+        "Copying 10 GB/s, multiplying 100 GFLOP/s. Compared with: eager nchw, openvino.",
+        "| pyramid_pool forward | 1 | eager nchw, 5.5 | 5.50 (5.10 to 5.90) | >= 4, met |",
+        "upsample_concat forward: wrong numbers, no speed.",
+        "| training step: peak memory | 400 MB | 500 MB | 0.800 | <= 0.6, missed |",
+    ):
+        assert line in page
+
+
+def test_pictures_are_written_and_shown(tmp_path: Path) -> None:
+    page = write(tmp_path, suite_cpu=full_run(), cpu_table=CPU_TABLE)
+    written = sorted(path.name for path in (tmp_path / "results").glob("*.png"))
+    stems = ["cpu_memory", "cpu_ratios", "cpu_roofline", "cpu_scaling", "cpu_shares", "memory"]
+    assert written == [f"performance_{stem}.png" for stem in stems]
+    assert page.count("![") == len(written)
+    for name in written:
+        assert f"](results/{name})" in page
+        with Image.open(tmp_path / "results" / name) as image:
+            image.load()
+            assert image.format == "PNG" and image.width > 400 and image.convert("L").getextrema() != (255, 255)
+
+
+def test_what_was_not_measured_is_not_shown(tmp_path: Path) -> None:
+    page = write(tmp_path)
+    assert "Nothing was measured on a CPU with the suite: there is no `docs/results/suite_cpu.json`." in page
+    assert "Nothing was measured on a GPU with the suite: there is no `docs/results/suite_gpu.json`." in page
+    assert "###" not in page and "![" not in page and "GB/s" not in page
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_gpu_has_its_own_section(tmp_path: Path) -> None:
+    content = results(op(device="cuda", dtype="bfloat16"), **{"GPU 0": "NVIDIA H200, sm_90"})
+    page = write(tmp_path, suite_gpu=content)
+    section = page.split("## GPU\n")[1]
+    assert section.lstrip().startswith("NVIDIA H200, sm_90; AMD EPYC, 2 threads;") and "| bfloat16 |" in section
+    assert "Nothing was measured on a CPU with the suite" in page and "Nothing was measured on a GPU" not in page
+    assert "### Models" not in page and "roofline.png" not in page and "scaling.png" not in page
+
+
+def test_row_without_a_floor_has_no_share(tmp_path: Path) -> None:
+    row = {key: value for key, value in op().items() if key not in ("floor", "bytes", "flops", "share_of_ceiling")}
+    page = write(tmp_path, suite_cpu=results(row))
+    assert "2.00 (1.90 to 2.10) |  |" in page and "shares.png" not in page
+
+
+@pytest.mark.parametrize("name", ["suite_cpu", "cpu_table"])
+def test_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / f"{name}.json").write_text('{"rows": [')
+    monkeypatch.setattr(report, "DOCS", tmp_path)
+    assert report.main([]) == 2
+    error = capsys.readouterr().err
+    assert f"{name}.json" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "performance.md").exists()
+
+
+def test_committed_page_is_that_of_the_committed_results() -> None:
+    assert (DOCS / "performance.md").read_text() == report.page(DOCS), "run `python -m benchmarks.report`"
