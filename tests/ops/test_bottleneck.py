@@ -57,7 +57,7 @@ def assert_same(made: Bottleneck, x: Tensor, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (1, 4)])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (2, 2), (1, 2), (1, 4)])
 @pytest.mark.parametrize("shortcut", [True, False])
 @pytest.mark.parametrize("recompute", [True, False])
 def test_matches_the_block_op_by_op(stride: int, dilation: int, shortcut: bool, layout: str, recompute: bool) -> None:
