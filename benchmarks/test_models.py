@@ -37,11 +37,16 @@ def test_predict(benchmark: BenchmarkFixture, suite: Suite, layers: int) -> None
     suite.model(benchmark, f"PSPNet{layers} predict", MAIN, calls)
 
 
-@pytest.mark.parametrize("layers", DEPTHS[:2] if DEVICE == "cpu" else DEPTHS)
-@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("layers", "recompute"),
+    [
+        (50, False),
+        pytest.param(50, True, marks=pytest.mark.full),
+        pytest.param(18, False, marks=pytest.mark.full),
+        *([] if DEVICE == "cpu" else [pytest.param(101, r, marks=pytest.mark.full) for r in (False, True)]),
+    ],
+)
 def test_training_step(benchmark: BenchmarkFixture, suite: Suite, layers: int, recompute: bool) -> None:
-    if recompute and layers < 50:
-        pytest.skip("smaller networks have no bottlenecks to recompute")
     calls: dict[str, Call] = {"psp_fast": Step(layers, TRAINED, "auto", "nchw", recompute)}
     eager = {f"eager {layout}": Step(layers, TRAINED, "reference", layout) for layout in LAYOUTS}
     best = fastest(dict(eager))
