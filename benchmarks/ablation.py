@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.records import record
@@ -24,7 +23,7 @@ from psp_fast.cli import main as psp_fast
 from psp_fast.configs import config_parser, config_to_yaml, parse_config, recipe_file
 from psp_fast.data import write_png
 from psp_fast.data.scenes import CONTEXTUAL_PAIRS
-from psp_fast.engine.plots import examples
+from psp_fast.engine.plots import examples, write_figure
 from psp_fast.engine.run import load_trained
 from psp_fast.engine.samples import build_dataset
 from psp_fast.errors import PspFastError
@@ -110,9 +109,7 @@ def plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axis.set(ylabel="IoU, %", ylim=(0, 112), title=f"scenes, mean of {len(runs['B1236'])} seeds, the same budget")
     axis.legend(frameon=False, loc="upper left", ncols=3)
     axis.spines[["top", "right"]].set_visible(False)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    write_png(path, np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    write_figure(path, figure)
 
 
 def draw_examples(folder: Path, path: Path) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.result_files import OURS, Row, name, other_seconds, title
-from psp_fast.data import write_png
+from psp_fast.engine.plots import write_figure
 
 _COLOURS = ("#1f5fa8", "#d1603d", "#3f8f5b", "#8a5fa8", "#c29a2b", "#4aa3b5", "#7a6a5d", "#b0487a")
 _GREY = "#9aa0a6"
@@ -210,6 +209,4 @@ def _legend(figure: Figure, axis: Axes, heading: str | None = None) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    write_png(path, np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    write_figure(path, figure)

@@ -20,17 +20,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernel_families import Family, call_times, kernel_times, maker_times
 from benchmarks.shapes import DEVICE, DTYPE
 from psp_fast import PSPNet, ops
-from psp_fast.data import write_png
+from psp_fast.engine.plots import write_figure
 from psp_fast.files import replacing, write_text
 from psp_fast.info import environment
 from psp_fast.models.resnet import BLOCKS
@@ -140,9 +138,7 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     for axis, (kind, rows) in zip(axes, panels.items(), strict=True):
         _draw(axis, rows, found[kind], kind)
     axes[-1].set_xlabel("milliseconds an iteration; blue: psp_fast's ops")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    write_png(path, np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    write_figure(path, figure)
 
 
 def bars(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float]]:

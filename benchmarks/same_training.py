@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.ablation import train
 from psp_fast import ops
-from psp_fast.data import write_png
+from psp_fast.engine.plots import write_figure
 from psp_fast.errors import PspFastError
 from psp_fast.files import write_text
 
@@ -75,9 +74,7 @@ def plot(runs: dict[str, list[dict[str, Any]]], found: dict[str, Any], path: Pat
     for axis in (curves, drifts):
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    write_png(path, np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    write_figure(path, figure)
 
 
 def main() -> int:

@@ -20,6 +20,13 @@ from psp_fast.pictures import comparison
 _EXAMPLES = 4
 
 
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    write_png(path, np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
 def save_curves(path: Path, history: Sequence[dict[str, float]]) -> None:
     """Draw the losses and the learning rate, and the validation measures, over the steps."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -35,9 +42,7 @@ def save_curves(path: Path, history: Sequence[dict[str, float]]) -> None:
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    write_png(path, np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    write_figure(path, figure)
 
 
 def _series(history: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
