@@ -139,9 +139,10 @@ class PSPNet(nn.Module):
         if ops.prefers_channels_last(x):
             x = x.contiguous(memory_format=torch.channels_last)
         shallow = self.layer3(self.layer2(self.layer1(self.layer0(x))))
+        # Before layer4: backward goes the other way round, and has the auxiliary gradients after layer4, its peak.
+        aux = self.aux(shallow) if self.training and hasattr(self, "aux") else None
         deep = self.layer4(shallow)
-        main = self.cls(deep, self.ppm.levels(deep) if self.use_ppm else ())
-        return main, self.aux(shallow) if self.training and hasattr(self, "aux") else None
+        return self.cls(deep, self.ppm.levels(deep) if self.use_ppm else ()), aux
 
     def _loss_and_argmax(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if self._has_fused_loss():

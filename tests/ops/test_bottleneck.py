@@ -321,6 +321,17 @@ def test_autocast() -> None:
     torch.testing.assert_close(y.float(), block(dtype=torch.float32)(x), atol=0.3, rtol=0.1)
 
 
+def test_a_retained_graph_can_be_run_again() -> None:
+    """Backward lets go of what was saved, but not where the graph is retained."""
+    made, x = block(), random(2, 24, 8, 8, dtype=torch.float64).requires_grad_()
+    y, inputs = made(x), [x, *made.parameters()]
+    first = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
+    second = torch.autograd.grad(y.sum(), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(y.sum(), inputs)
+
+
 def test_compile() -> None:
     made = block(dtype=torch.float32)
     compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
