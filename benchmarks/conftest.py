@@ -6,7 +6,7 @@ pytest benchmarks/ --benchmark-only [--quick] [--results FILE.json]
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,17 +43,28 @@ def fixed_seed() -> None:
 def suite(request: pytest.FixtureRequest, fixed_conditions: None) -> Iterator[Suite]:
     """Measures rows; writes them when the session ends, those of a cut one as well."""
     quick = request.config.getoption("--quick")
-    made = Suite(seconds=0.5 if quick else 2, quick=quick)
+    made = Suite(seconds=0.5 if quick else 1, quick=quick, say=printer(request.config.pluginmanager))
     yield made
     path = request.config.getoption("--results")
     if path:
         content = {
             "environment": environment(),
             "threads": THREADS,
-            "ceilings": made.ceilings._asdict(),
+            "ceilings": made.ceilings()._asdict(),
             "rows": made.rows,
         }
         write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def printer(plugins: pytest.PytestPluginManager) -> Callable[[str], None]:
+    """Prints lines at once, though pytest keeps what a test prints for itself."""
+    reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
+
+    def say(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(text)
+
+    return say
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
