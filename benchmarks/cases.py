@@ -51,7 +51,7 @@ def cases(
 
     Args:
         work: of the op, for one value of this many bytes.
-        backward: the directions to measure.
+        backward: the directions to measure; other layouts and types in the last of them only.
         logits: whether the op sees logits, whose classes matter.
         inputs: those to measure, all by default.
         layouts: whether to measure the op with NCHW maps as well.
@@ -62,8 +62,9 @@ def cases(
     def all_cases() -> Iterator[Case]:
         for direction in backward:
             settings = [(given, "channels_last", DTYPE) for given in inputs]
-            settings += [(MAIN, "nchw", DTYPE)] if layouts else []
-            settings += [(MAIN, "channels_last", torch.bfloat16)] if half and DEVICE == "cpu" else []
+            if direction == backward[-1]:
+                settings += [(MAIN, "nchw", DTYPE)] if layouts else []
+                settings += [(MAIN, "channels_last", torch.bfloat16)] if half and DEVICE == "cpu" else []
             for given, layout, dtype in settings:
                 yield Case(given, direction, layout, dtype, work(given, direction, dtype.itemsize), logits)
 

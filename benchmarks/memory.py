@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import torch
 
-_STATUS = Path("/proc/self/status")
+STATUS = Path("/proc/self/status")
+"""Where Linux tells of this process's memory."""
 _Result = TypeVar("_Result")
 
 
@@ -39,7 +40,7 @@ def with_peak(work: Callable[[], _Result]) -> tuple[_Result, int | None]:
     found: list[_Result] = []
     if torch.cuda.is_available():
         return _with_peak_on_gpu(work)
-    if not _STATUS.exists():
+    if not STATUS.exists():
         return work(), None
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what is needed
@@ -58,7 +59,7 @@ def _with_peak_on_gpu(work: Callable[[], _Result]) -> tuple[_Result, int]:
 
 
 def _status(name: str) -> int:
-    for line in _STATUS.read_text().splitlines():
+    for line in STATUS.read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{_STATUS} has no {name}")
+    raise RuntimeError(f"{STATUS} has no {name}")

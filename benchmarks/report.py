@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ How to read it:
   the bytes that must be read and written over the rate of copying, and the FLOPs of the direct algorithm, counted for
   convolutions only, over the rate of multiplying. An op that computes with fewer FLOPs than the direct algorithm
   (Winograd) may exceed 100 %, and so may one that finds its data in a cache.
+- Peak memory is what a run needs besides the tensors it is given; of a network, besides weights and momentum. On a CPU
+  it is what the system saw: of a network in a process of its own, of an op in the suite's.
+- Batch norm over several processes has one CPU thread, or one GPU, a process.
+
+What GPUs' data sheets let one expect is in [predictions.md](predictions.md).
 
 {sections}
 """
@@ -125,9 +131,10 @@ def _pictures(content: dict[str, Any] | None, device: str) -> dict[str, tuple[st
     copied, multiplied = ceilings["bytes_per_second"], ceilings["flops_per_second"]
     main = plots.of_main_input(rows)
     moving = [row for row in main if row.get("flops") == 0]
-    computing = [row for row in rows if row.get("flops")]
+    dtype = _commonest_type(rows)  # the ceiling of another type is another
+    computing = [row for row in rows if row.get("flops") and row["dtype"] == dtype]
     scaling = _with_several_inputs(rows)
-    peaks = {title(row): (row["peak_bytes"][OURS], row["peak_bytes"][row["compared_with"]]) for row in _weighed(main)}
+    peaks = {title(row): both for row in main if (both := peaks_of(row))}
     ops = next((_input(row) for row in main if "op" in row), "")
     pictures = {
         "ratios": (
@@ -147,12 +154,12 @@ def _pictures(content: dict[str, Any] | None, device: str) -> dict[str, tuple[st
         ),
         "scaling": (
             scaling,
-            "Time per pixel over the inputs",
+            "Time per pixel over pixels, images and classes: flat where time is proportional",
             lambda path: plots.draw_scaling(scaling, path),
         ),
         "memory": (
             peaks,
-            "Peak memory next to the fastest other's",
+            "Peak memory next to eager's",
             lambda path: plots.draw_memory(peaks, path),
         ),
     }
@@ -172,9 +179,15 @@ def _with_several_inputs(rows: list[Row]) -> list[Row]:
     return [row for row in rows if len(inputs.get(row.get("op", ""), ())) > 1]
 
 
-def _weighed(rows: list[Row]) -> list[Row]:
-    """Rows that say how much memory was needed, and where that was any."""
-    return [row for row in rows if row.get("peak_bytes", {}).get(row["compared_with"])]
+def _commonest_type(rows: list[Row]) -> str:
+    return Counter(row["dtype"] for row in rows).most_common(1)[0][0] if rows else ""
+
+
+def peaks_of(row: Row) -> tuple[int, int] | None:
+    """Bytes of psp_fast and of eager, where they were measured and eager needed any."""
+    peaks = row.get("peak_bytes", {})
+    eager = next((value for name, value in peaks.items() if name.startswith("eager")), 0)
+    return (peaks[OURS], eager) if eager else None
 
 
 def _models(rows: list[Row]) -> str:
@@ -187,11 +200,14 @@ def _models(rows: list[Row]) -> str:
             f"{_images(row) / row['seconds'][OURS]:.3g}",
             f"{row['compared_with']}, {_images(row) / other_seconds(row):.3g}",
             spread(row),
+            _others(row),
+            _memory(row),
         ]
         for row in rows
         if "model" in row
     ]
     heads = ["model", "input", "type", "psp_fast, ms", "images/s", "fastest other, images/s", "ratio (quartiles)"]
+    heads += ["all others, ms", "peak memory, psp_fast of eager"]
     return _table("### Models", heads, lines)
 
 
@@ -211,6 +227,15 @@ def _ops(rows: list[Row]) -> str:
     ]
     heads = ["op", "input", "type", "psp_fast, ms", "fastest other, ms", "ratio (quartiles)", "share of the ceiling"]
     return _table("### Ops", heads, lines)
+
+
+def _others(row: Row) -> str:
+    return ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in row["seconds"].items() if name != OURS)
+
+
+def _memory(row: Row) -> str:
+    found = peaks_of(row)
+    return f"{plots.megabytes(found[0])} of {plots.megabytes(found[1])}" if found else ""
 
 
 def _images(row: Row) -> int:

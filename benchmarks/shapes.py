@@ -43,6 +43,8 @@ TRAINING = Input(16, *ADE20K)
 """What the paper's recipe for ADE20K trains on."""
 MAIN = TRAINING if DEVICE == "cuda" else Input(1, *ADE20K)
 """The input that everything runs on."""
+TRAINED = Input(2, 241, 241, 150) if DEVICE == "cpu" else TRAINING
+"""The input of a measured training step."""
 INPUTS = (
     [MAIN, Input(2, *VOC), Input(16, *VOC), Input(1, *CITYSCAPES), Input(1, *CITYSCAPES_MMSEG)]
     if DEVICE == "cpu"
@@ -51,3 +53,5 @@ INPUTS = (
 """The inputs of an op on the backbone's maps, all of different sizes."""
 LOGITS_INPUTS = [*INPUTS, Input(1 if DEVICE == "cpu" else 16, *VOC)]
 """The inputs of an op on logits; with the last one the main input has a second number of classes."""
+INNER_INPUTS = [MAIN, Input(1 if DEVICE == "cpu" else 2, *CITYSCAPES)]
+"""The inputs of what the backbone calls, beyond the seven ops."""

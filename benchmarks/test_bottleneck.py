@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks import work
 from benchmarks.cases import Case, cases
-from benchmarks.shapes import DEVICE, MAIN
+from benchmarks.shapes import DEVICE, INNER_INPUTS, MAIN
 from benchmarks.suite import Suite
 from psp_fast.ops import reference
 from psp_fast.ops.block import BatchNorm
@@ -20,7 +20,7 @@ TOLERANCE = 1e-2 if DEVICE == "cpu" else 0.2
 """Rounding flips a few ReLUs; in bfloat16 more."""
 
 
-@cases(work.bottleneck(256), backward=[True], layouts=False, half=False)
+@cases(work.bottleneck(256), backward=[True], inputs=INNER_INPUTS, layouts=False, half=False)
 def test_of_the_third_stage(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
     block(benchmark, suite, case, 256, 2)
 

@@ -7,11 +7,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import work
 from benchmarks.cases import Case, cases
-from benchmarks.shapes import MAIN
+from benchmarks.shapes import INNER_INPUTS, MAIN
 from benchmarks.suite import Suite
 
 
-@cases(work.conv3x3(256), layouts=False, half=False)
+@cases(work.conv3x3(256), inputs=INNER_INPUTS, layouts=False, half=False)
 def test_of_the_third_stage(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
     convolution(benchmark, suite, case, 256, 2)
 

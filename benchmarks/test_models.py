@@ -7,21 +7,26 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.calls import LAYOUTS, Call
+from benchmarks.memory import STATUS
+from benchmarks.network_memory import peaks
 from benchmarks.networks import Step, missing_runtimes, other_runtimes, predict, predict_compiled
-from benchmarks.shapes import DEVICE, MAIN, Input
+from benchmarks.shapes import DEVICE, MAIN, TRAINED
 from benchmarks.suite import Suite
 
-TRAINED = Input(2, 241, 241, 150) if DEVICE == "cpu" else MAIN
 OTHER_DEPTHS = [pytest.param(layers, marks=pytest.mark.full) for layers in (18, 101)]
 
 
 @pytest.mark.parametrize("layers", [50, *OTHER_DEPTHS])
 def test_predict(benchmark: BenchmarkFixture, suite: Suite, layers: int) -> None:
+    """On a CPU torch.compile at the first two depths only, for its time."""
+
     def others(layout: str) -> dict[str, Call]:
         if suite.quick:
             return {}
-        suite.say(f"PSPNet{layers} predict: torch.compile is compiling")
-        calls = {"torch.compile": predict_compiled(layers, MAIN, layout)}
+        calls: dict[str, Call] = {}
+        if layers != 101 or DEVICE == "cuda":
+            suite.say(f"PSPNet{layers} predict: torch.compile is compiling")
+            calls["torch.compile"] = predict_compiled(layers, MAIN, layout)
         if DEVICE == "cpu":
             for line in missing_runtimes():
                 suite.say(line)
@@ -29,7 +34,8 @@ def test_predict(benchmark: BenchmarkFixture, suite: Suite, layers: int) -> None
         return calls
 
     eager = {layout: predict(layers, MAIN, "reference", layout) for layout in LAYOUTS}
-    suite.model(benchmark, f"PSPNet{layers} predict", MAIN, predict(layers, MAIN), eager, others)
+    weighed = peaks("predict", layers) if weighs(suite) else None
+    suite.model(benchmark, f"PSPNet{layers} predict", MAIN, predict(layers, MAIN), eager, others, peaks=weighed)
 
 
 @pytest.mark.full
@@ -63,4 +69,11 @@ def test_training_step(benchmark: BenchmarkFixture, suite: Suite, layers: int, r
     eager: dict[str, Call] = {layout: Step(layers, TRAINED, "reference", layout) for layout in LAYOUTS}
     ours = Step(layers, TRAINED, "auto", "nchw", recompute)
     name = f"PSPNet{layers} training step{', recompute' if recompute else ''}"
-    suite.model(benchmark, name, TRAINED, ours, eager, others, tolerance=1e-3 if DEVICE == "cpu" else 2e-2)
+    tolerance = 1e-3 if DEVICE == "cpu" else 2e-2
+    weighed = peaks("step", layers, recompute) if weighs(suite) else None
+    suite.model(benchmark, name, TRAINED, ours, eager, others, peaks=weighed, tolerance=tolerance)
+
+
+def weighs(suite: Suite) -> bool:
+    """Whether memory is measured in processes of its own."""
+    return DEVICE == "cpu" and not suite.quick and STATUS.exists()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import work
 from benchmarks.cases import Case, cases
-from benchmarks.shapes import DEVICE
+from benchmarks.shapes import DEVICE, INNER_INPUTS
 from benchmarks.suite import Suite
 from psp_fast.ops import reference
 from psp_fast.ops.block import BatchNorm
@@ -23,7 +23,7 @@ TOLERANCE = 1e-2 if DEVICE == "cpu" else 0.5
 """Rounding flips a few ReLUs, and gives a few of the pooling's windows another maximum; in bfloat16 many."""
 
 
-@cases(work.stem, backward=[True], layouts=False, half=False)
+@cases(work.stem, backward=[True], inputs=INNER_INPUTS, layouts=False, half=False)
 def test_stem(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
     """The images need no gradient."""
     images = torch.randn(case.given.batch, 3, case.given.height, case.given.width, device=DEVICE, dtype=case.dtype)
