@@ -11,8 +11,8 @@ import torch
 from benchmarks.shapes import DEVICE, DTYPE, INPUTS, LOGITS_INPUTS, MAIN, Input
 from benchmarks.work import Estimate, Work
 
-MOST = Work(int(3e9), int(3.5e11))
-"""On a CPU, beyond the main input: PyTorch needs three times the bytes of memory, and on two cores two seconds."""
+MOST = Work(int(2e9), int(3.5e11))
+"""On a CPU, beyond the main input: PyTorch needs several times the bytes, and on two cores two seconds."""
 
 
 class Case(NamedTuple):

@@ -43,7 +43,7 @@ def fixed_seed() -> None:
 def suite(request: pytest.FixtureRequest, fixed_conditions: None) -> Iterator[Suite]:
     """Measures rows; writes them when the session ends, those of a cut one as well."""
     quick = request.config.getoption("--quick")
-    made = Suite(seconds=0.5 if quick else 1, quick=quick, say=printer(request.config.pluginmanager))
+    made = Suite(seconds=0.4 if quick else 0.6, quick=quick, say=printer(request.config.pluginmanager))
     yield made
     path = request.config.getoption("--results")
     if path:

@@ -66,6 +66,8 @@ def _calls(rank: int) -> dict[str, Call]:
     """Ours, and what PyTorch has: nn.SyncBatchNorm, which refuses CPU tensors, or there the reference over gloo."""
     torch.manual_seed(rank)
     given = [t.to(DEVICE, DTYPE if t.dim() == 4 else None) for t in arguments(GIVEN, CHANNELS)]
+    for parameter in given[1:3]:
+        dist.broadcast(parameter, 0)
     group = dist.group.WORLD
     theirs = _torch_layer() if DEVICE == "cuda" else layer(reference.sync_batch_norm_relu, group)
     name = "torch.nn.SyncBatchNorm" if DEVICE == "cuda" else "reference over gloo"
