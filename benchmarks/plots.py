@@ -15,7 +15,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from benchmarks.result_files import OURS, Row, name, other_seconds, title
 from psp_fast.engine.plots import write_figure
 
-_COLOURS = ("#1f5fa8", "#d1603d", "#3f8f5b", "#8a5fa8", "#c29a2b", "#4aa3b5", "#7a6a5d", "#b0487a")
+_COLOURS = (
+    *("#1f5fa8", "#d1603d", "#3f8f5b", "#8a5fa8", "#c29a2b"),
+    *("#4aa3b5", "#7a6a5d", "#b0487a", "#222222", "#9bbf3b"),
+)
 _GREY = "#9aa0a6"
 _PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # lines do not cross text on it
 _MARKS = {False: "o", True: "s"}  # forward; with backward
@@ -27,16 +30,24 @@ def of_main_input(rows: Sequence[Row]) -> list[Row]:
     main = given.most_common(1)[0][0] if given else None
     classes = Counter(row["classes"] for row in rows if row["input"] == main and row["classes"] and "op" in row)
     allowed = {None, *(value for value, _ in classes.most_common(1))}
-    return [
-        row
-        for row in rows
-        if "model" in row or "processes" in row or (row["input"] == main and row["classes"] in allowed)
-    ]
+    ops = [row for row in rows if "op" in row and row["input"] == main and row["classes"] in allowed]
+    return [row for row in rows if "model" in row] + ops + [row for row in rows if "processes" in row]
+
+
+def of_main_setting(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the commonest layout and type."""
+    settings = Counter((row["layout"], row["dtype"]) for row in rows if "op" in row).most_common(1)
+    return [row for row in rows if "model" in row or (row["layout"], row["dtype"]) == settings[0][0]]
+
+
+def label(row: Row) -> str:
+    """What ran, on which images where that is not the main input."""
+    return title(row) if "model" in row or "processes" in row else name(row)
 
 
 def draw_ratios(rows: Sequence[Row], path: Path) -> None:
     """A bar for each row: how many times as fast as the fastest other, with quartiles."""
-    labels = [title(row) if "model" in row else name(row) for row in rows]
+    labels = [label(row) for row in rows]
     figure, axis = _bars(labels, "times as fast as the fastest other, with quartiles", 9.5)
     colours = _colours(row["compared_with"].split()[0] for row in rows)
     axis.set_xscale("log")
@@ -106,19 +117,19 @@ def draw_roofline(rows: Sequence[Row], bytes_per_second: float, flops_per_second
 def draw_scaling(rows: Sequence[Row], path: Path) -> None:
     """Time per pixel of each op over pixels, images and classes, psp_fast and the fastest other; flat: proportional."""
     panels = {axis: lines for axis, lines in scaling(rows).items() if lines}
-    figure = Figure(figsize=(4.6 * len(panels), 4.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(panels), 5.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     colours = _colours(sorted({op for lines in panels.values() for op in lines}))
-    for axis, (label, lines) in zip(axes, panels.items(), strict=True):
-        for op, points in lines.items():
-            for k, style in ((1, "o-"), (2, "o--")):
-                places, values = [point[0] for point in points], [point[k] for point in points]
-                axis.plot(places, values, style, color=colours[op], alpha=1.3 - 0.4 * k, markersize=4, linewidth=1.2)
-        axis.set(xscale="log", yscale="log", xlabel=label)
+    for axis, (what, lines) in zip(axes, panels.items(), strict=True):
         places = sorted({point[0] for points in lines.values() for point in points})
-        axis.set_xticks(places, [_short(place) for place in places], rotation=30 if len(places) > 4 else 0)
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.minorticks_off()
+        for op, points in lines.items():
+            at = [places.index(point[0]) for point in points]
+            look = {"color": colours[op], "markersize": 4, "linewidth": 1.2}
+            axis.plot(at, [point[1] for point in points], "o-", **look)
+            axis.plot(at, [point[2] for point in points], "o--", alpha=0.5, **look)
+        axis.set(yscale="log", xlabel=what)
+        axis.set_xticks(range(len(places)), [_short(place) for place in places])
+        axis.margins(x=0.1)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
@@ -139,19 +150,14 @@ def scaling(rows: Sequence[Row]) -> dict[str, dict[str, Points]]:
     With backward where the op has one, in the commonest layout and type. Along the first two axes an op on logits has
     the fewest classes that it was measured with on each input; along the second all images are of one size.
     """
-    rows = [row for row in rows if "op" in row and "processes" not in row]
-    layout, dtype = Counter((row["layout"], row["dtype"]) for row in rows).most_common(1)[0][0]
-    rows = [row for row in rows if (row["layout"], row["dtype"]) == (layout, dtype)]
+    rows = of_main_setting([row for row in rows if "op" in row and "processes" not in row])
     axes: dict[str, dict[str, Points]] = {"pixels of all images": {}, "images": {}, "classes": {}}
     for op in dict.fromkeys(row["op"] for row in rows):
         mine = [row for row in rows if row["op"] == op]
         backward, channels = max(row["backward"] for row in mine), _first_channels(mine)
         mine = [row for row in mine if row["backward"] == backward and (row["classes"] or row["channels"] == channels)]
-        few = (
-            [row for row in mine if row["classes"] == min(o["classes"] for o in mine if o["input"] == row["input"])]
-            if mine[0]["classes"]
-            else mine
-        )
+        least = {row["input"]: min(o["classes"] or 0 for o in mine if o["input"] == row["input"]) for row in mine}
+        few = [row for row in mine if (row["classes"] or 0) == least[row["input"]]]
         size = Counter(row["input"].split("x", 1)[1] for row in few).most_common(1)[0][0]
         of_size = [row for row in few if row["input"].split("x", 1)[1] == size]
         given = Counter(row["input"] for row in mine).most_common(1)[0][0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
-from benchmarks.result_files import OURS, Row, milliseconds, name, other_seconds, read, spread, title
+from benchmarks.result_files import OURS, Row, milliseconds, name, other_seconds, read, spread
 from psp_fast.errors import PspFastError
 from psp_fast.files import write_text
 
@@ -130,11 +130,12 @@ def _pictures(content: dict[str, Any] | None, device: str) -> dict[str, tuple[st
     rows, ceilings = content["rows"], content["ceilings"]
     copied, multiplied = ceilings["bytes_per_second"], ceilings["flops_per_second"]
     main = plots.of_main_input(rows)
-    moving = [row for row in main if row.get("flops") == 0]
+    main_setting = plots.of_main_setting(main)
+    moving = [row for row in main_setting if row.get("flops") == 0]
     dtype = _commonest_type(rows)  # the ceiling of another type is another
     computing = [row for row in rows if row.get("flops") and row["dtype"] == dtype]
     scaling = _with_several_inputs(rows)
-    peaks = {title(row): both for row in main if (both := peaks_of(row))}
+    peaks = {plots.label(row): both for row in main_setting if (both := peaks_of(row))}
     ops = next((_input(row) for row in main if "op" in row), "")
     pictures = {
         "ratios": (

@@ -83,9 +83,7 @@ def test_right_numbers_make_a_row(suite: Suite) -> None:
     ],
 )
 def test_wrong_numbers_make_none(suite: Suite, ours: Callable[..., Any]) -> None:
-    with pytest.raises(
-        pytest.fail.Exception, match=r"differs from eager nchw: relative difference 1\.0e-0[34]"
-    ):
+    with pytest.raises(pytest.fail.Exception, match=r"differs from eager nchw: relative difference 1\.0e-0[34]"):
         run(suite, ours)
     assert suite.rows == []
 
