@@ -1,6 +1,6 @@
 """Settings for every benchmark: two threads on a CPU, the same numbers each time, one file of results.
 
-pytest benchmarks/ --benchmark-only [--quick] [--results FILE.json]
+pytest benchmarks/ --benchmark-only [--quick] [--minutes N] [--results FILE.json]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ THREADS = 2
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("psp_fast")
     group.addoption("--quick", action="store_true", help="one input each, no torch.compile: under 2 minutes")
+    group.addoption("--minutes", type=float, default=9, help="start no row later than that (default: %(default)s)")
     group.addoption("--results", type=Path, help="write the rows there, as JSON, with machine, versions and commit")
 
 
@@ -43,7 +44,7 @@ def fixed_seed() -> None:
 def suite(request: pytest.FixtureRequest, fixed_conditions: None) -> Iterator[Suite]:
     """Measures rows; writes them when the session ends, those of a cut one as well."""
     quick = request.config.getoption("--quick")
-    made = Suite(seconds=0.4 if quick else 0.6, quick=quick, say=printer(request.config.pluginmanager))
+    made = Suite(0.4, quick=quick, say=printer(request.config.pluginmanager))
     yield made
     path = request.config.getoption("--results")
     if path:
@@ -68,8 +69,17 @@ def printer(plugins: pytest.PytestPluginManager) -> Callable[[str], None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """--quick runs what is not marked `full`."""
+    """What --quick measures comes first, then other networks, then other inputs; --quick leaves the latter two out."""
     if config.getoption("--quick"):
         kept = [item for item in items if item.get_closest_marker("full") is None]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+    items.sort(key=lambda item: (item.get_closest_marker("full") is not None, item.path.stem != "test_models"))
+
+
+@pytest.fixture(autouse=True)
+def time_left(request: pytest.FixtureRequest, suite: Suite) -> None:
+    """Skip a row for which there is no time left, and say so."""
+    minutes = request.config.getoption("--minutes")
+    if suite.elapsed() > 60 * minutes:
+        pytest.skip(f"not measured: {minutes:g} minutes are over; --minutes gives more")

@@ -1,7 +1,6 @@
 """Peak memory of a network on the CPU: python -m benchmarks.network_memory predict|step LAYERS auto|reference LAYOUT
 
-prints bytes, measured in a process of its own, over the weights and, of a training step, momentum. `recompute` as a
-fifth argument has a step compute blocks again.
+prints bytes, measured in a process of its own, over the weights and, of a training step, momentum.
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ from benchmarks.result_files import OURS
 from benchmarks.shapes import MAIN, TRAINED
 
 
-def peaks(kind: str, layers: int, recompute: bool = False) -> Callable[[str], dict[str, int]]:
+def peaks(kind: str, layers: int) -> Callable[[str], dict[str, int]]:
     """For a layout: bytes of psp_fast and of eager PyTorch in it, each in a process of its own."""
 
     def measured(layout: str) -> dict[str, int]:
-        ours = ["auto", "nchw", *(["recompute"] if recompute else [])]
-        settings = {OURS: ours, f"eager {layout}": ["reference", layout]}
+        settings = {OURS: ["auto", "nchw"], f"eager {layout}": ["reference", layout]}
         module = "benchmarks.network_memory"
         return {name: measure_in_process(module, kind, str(layers), *given) for name, given in settings.items()}
 
@@ -36,18 +34,18 @@ def of_prediction(layers: int, setting: str, layout: str) -> int:
     return measure(call)
 
 
-def of_step(layers: int, setting: str, layout: str, recompute: str = "") -> int:
+def of_step(layers: int, setting: str, layout: str) -> int:
     """Of the third step, gradients included."""
-    step = Step(layers, TRAINED, setting, layout, bool(recompute))
+    step = Step(layers, TRAINED, setting, layout)
     for _ in range(2):
         step()
     step.network.zero_grad(set_to_none=True)
     return measure(step)
 
 
-def main(kind: str, layers: str, *options: str) -> None:
+def main(kind: str, layers: str, setting: str, layout: str) -> None:
     torch.set_num_threads(THREADS)
-    print({"predict": of_prediction, "step": of_step}[kind](int(layers), *options))
+    print({"predict": of_prediction, "step": of_step}[kind](int(layers), setting, layout))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from benchmarks.work import Work
 from psp_fast import ops
 from psp_fast.ops import reference
 
-SHORT, LONG = 0.05, 1.0
+SHORT, LONG = 0.05, 0.25
 """Seconds below which one run does not tell how long a run takes, and from which its first run does."""
 Peaks = Callable[[str], dict[str, int]]
 
@@ -111,6 +111,10 @@ class Suite:
         self._start = time.perf_counter()
         self._ceilings: dict[torch.dtype, Ceilings] = {}
         self.rows: list[Row] = []
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
 
     def ceilings(self, dtype: torch.dtype = DTYPE) -> Ceilings:
         """Measured once for each type."""
@@ -247,7 +251,7 @@ class Suite:
             row["share_of_ceiling"] = floor / found.seconds[OURS]
         self.rows.append(row)
         times = ", ".join(f"{name} {milliseconds(seconds)} ms" for name, seconds in found.seconds.items())
-        self.say(f"{time.perf_counter() - self._start:5.0f} s  {title(row)}: {times}; {spread(row)}")
+        self.say(f"{self.elapsed():5.0f} s  {title(row)}: {times}; {spread(row)}")
 
 
 def _setting(dtype: torch.dtype, device: str = DEVICE) -> Row:
