@@ -69,12 +69,17 @@ def printer(plugins: pytest.PytestPluginManager) -> Callable[[str], None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What --quick measures comes first, then other networks, then other inputs; --quick leaves the latter two out."""
+    """Ops on the main input first, then networks, then ops on other inputs; --quick leaves what is `full` out."""
     if config.getoption("--quick"):
         kept = [item for item in items if item.get_closest_marker("full") is None]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
-    items.sort(key=lambda item: (item.get_closest_marker("full") is not None, item.path.stem != "test_models"))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    full, network = item.get_closest_marker("full") is not None, item.path.stem == "test_models"
+    return 3 * full + (network != full)
 
 
 @pytest.fixture(autouse=True)
