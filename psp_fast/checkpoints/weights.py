@@ -1,0 +1,133 @@
+"""What a checkpoint file holds, in psp_fast's terms, whichever project wrote it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from psp_fast.checkpoints.architecture import infer_options
+from psp_fast.checkpoints.layouts import recognise, translate
+from psp_fast.checkpoints.reading import read_checkpoint
+from psp_fast.errors import CheckpointError
+from psp_fast.normalisation import Colour
+
+Paths = str | Path | Sequence[str | Path]
+"""A checkpoint file, or the files that make one network together."""
+
+_NOT_COMPUTED = ("pretrained", "dropout", "zoom_factor", "recompute")  # of a saved configuration's model
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a file by psp_fast's names, with what is known of their network.
+
+    Args:
+        source: the file's name, for messages.
+        layout: the project that wrote it.
+        state: tensors by PSPNet's names.
+        options: PSPNet's arguments, as far as the file, its shapes or its layout tell them.
+        whole: a whole network, not a backbone alone.
+        mean, std: of the images the weights expect; RGB, 0..255.
+        classes: names, where the file has them.
+        palette: RGB of each class, where the file has them.
+    """
+
+    source: str
+    layout: str
+    state: dict[str, Tensor]
+    options: dict[str, Any]
+    whole: bool
+    mean: Colour
+    std: Colour
+    classes: tuple[str, ...] | None = None
+    palette: list[list[int]] | None = None
+
+
+def read_weights(path: Paths) -> Weights:
+    """Read a checkpoint of any known layout; mit-semseg's encoder and decoder are given together.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged or unsafe, or a layout that is not known.
+    """
+    paths = [Path(p) for p in ([path] if isinstance(path, str | Path) else path)]
+    source = " and ".join(map(str, paths))
+    contents = [read_checkpoint(p) for p in paths]
+    tensors: dict[str, Tensor] = {}
+    for file, content in zip(paths, contents, strict=True):
+        more = _tensors(content, file)
+        if twice := sorted(more.keys() & tensors.keys()):
+            raise CheckpointError(f"{source} both hold {twice[0]}: give the files of one network")
+        tensors |= more
+    layout = recognise(tensors, source)
+    state, options = translate(layout, tensors, source)
+    first = contents[0]
+    try:
+        options = {**options, **infer_options(state), **_described(first)}
+        mean, std = _normalisation(first) or (layout.mean, layout.std)
+        classes, palette = _classes(first)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{source}: what it says of its network is damaged: {error}") from error
+    if options.get("dilation") == "mit" and options.get("layers", 0) >= 50:
+        options["dilation"] = "mmseg"  # the two differ in basic blocks only
+    name = "psp_fast" if "config" in first and layout.name == "semseg" else layout.name
+    return Weights(source, name, state, options, layout.whole, mean, std, classes, palette)
+
+
+def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping):
+        state = {}
+    tensors = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors or len(tensors) < len(state):
+        raise CheckpointError(
+            f"{path} holds no state_dict: expected tensors by name, or such a dictionary under 'state_dict'"
+        )
+    return tensors
+
+
+def _described(content: Mapping[str, Any]) -> dict[str, Any]:
+    """PSPNet's arguments in the configuration that psp_fast's or mmsegmentation's trainer saved."""
+    config, meta = content.get("config"), content.get("meta")
+    if isinstance(config, Mapping) and isinstance(config.get("model"), Mapping):
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in config["model"].items()}
+        return {key: value for key, value in values.items() if key not in _NOT_COMPUTED and value is not None}
+    if isinstance(meta, Mapping):
+        return _of_mmseg_config(str(meta.get("cfg", meta.get("config", ""))))
+    return {}
+
+
+def _of_mmseg_config(text: str) -> dict[str, Any]:
+    """What the text of an mmsegmentation configuration says of PSPNet's arguments, where it is of one mind."""
+    aligned = set(re.findall(r"""["']?align_corners["']?\s*[=:]\s*(True|False)""", text))
+    dilations = set(re.findall(r"""["']?dilations["']?\s*[=:]\s*\(([\d, ]+)\)""", text))
+    found: dict[str, Any] = {"align_corners": aligned == {"True"}} if len(aligned) == 1 else {}
+    strides = {"1, 1, 2, 4": 8, "1, 1, 1, 2": 16, "1, 1, 1, 1": 32}
+    if len(dilations) == 1 and (stride := strides.get(dilations.pop().strip(" ,"))):
+        found["output_stride"] = stride
+    return found
+
+
+def _normalisation(content: Mapping[str, Any]) -> tuple[Colour, Colour] | None:
+    config = content.get("config")
+    augment = config.get("augment") if isinstance(config, Mapping) else None
+    if not isinstance(augment, Mapping) or not {"mean", "std"} <= augment.keys():
+        return None
+    (r, g, b), (x, y, z) = augment["mean"], augment["std"]
+    return (r, g, b), (x, y, z)
+
+
+def _classes(content: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, list[list[int]] | None]:
+    """Names and colours that psp_fast's or mmsegmentation's trainer saved."""
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    named = meta.get("dataset_meta")
+    named = named if isinstance(named, Mapping) else {}
+    classes = content.get("classes", named.get("classes", meta.get("CLASSES")))
+    palette = content.get("palette", named.get("palette", meta.get("PALETTE")))
+    names = tuple(map(str, classes)) if isinstance(classes, list | tuple) else None
+    return names, [list(map(int, colour)) for colour in palette] if isinstance(palette, list | tuple) else None
