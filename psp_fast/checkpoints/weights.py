@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from psp_fast.checkpoints.architecture import infer_options
-from psp_fast.checkpoints.layouts import recognise, translate
 from psp_fast.checkpoints.reading import read_checkpoint
+from psp_fast.checkpoints.translating import recognise, translate
 from psp_fast.errors import CheckpointError
 from psp_fast.normalisation import Colour
 
@@ -20,6 +20,16 @@ Paths = str | Path | Sequence[str | Path]
 """A checkpoint file, or the files that make one network together."""
 
 _NOT_COMPUTED = ("pretrained", "dropout", "zoom_factor", "recompute")  # of a saved configuration's model
+_MMSEG_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "align_corners": {"True": {"align_corners": True}, "False": {"align_corners": False}},
+    "contract_dilation": {"False": {"dilation": "semseg"}},
+    "style": {"caffe": {"stride_in_1x1": True}},
+    "dilations": {
+        "1, 1, 2, 4": {"output_stride": 8},
+        "1, 1, 1, 2": {"output_stride": 16},
+        "1, 1, 1, 1": {"output_stride": 32},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ def read_weights(path: Paths) -> Weights:
     state, options = translate(layout, tensors, source)
     first = contents[0]
     try:
-        options = {**options, **infer_options(state), **_described(first)}
+        options = {**options, **infer_options(state), **_of_mmseg_config(first), **_described(first)}
         mean, std = _normalisation(first) or (layout.mean, layout.std)
         classes, palette = _classes(first)
     except (TypeError, ValueError, AttributeError) as error:
@@ -91,24 +101,24 @@ def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _described(content: Mapping[str, Any]) -> dict[str, Any]:
-    """PSPNet's arguments in the configuration that psp_fast's or mmsegmentation's trainer saved."""
-    config, meta = content.get("config"), content.get("meta")
-    if isinstance(config, Mapping) and isinstance(config.get("model"), Mapping):
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in config["model"].items()}
-        return {key: value for key, value in values.items() if key not in _NOT_COMPUTED and value is not None}
-    if isinstance(meta, Mapping):
-        return _of_mmseg_config(str(meta.get("cfg", meta.get("config", ""))))
-    return {}
+    """PSPNet's arguments in the configuration that `psp-fast train` and `psp-fast convert` save."""
+    config = content.get("config")
+    if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):
+        return {}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config["model"].items()}
+    return {key: value for key, value in values.items() if key not in _NOT_COMPUTED and value is not None}
 
 
-def _of_mmseg_config(text: str) -> dict[str, Any]:
-    """What the text of an mmsegmentation configuration says of PSPNet's arguments, where it is of one mind."""
-    aligned = set(re.findall(r"""["']?align_corners["']?\s*[=:]\s*(True|False)""", text))
-    dilations = set(re.findall(r"""["']?dilations["']?\s*[=:]\s*\(([\d, ]+)\)""", text))
-    found: dict[str, Any] = {"align_corners": aligned == {"True"}} if len(aligned) == 1 else {}
-    strides = {"1, 1, 2, 4": 8, "1, 1, 1, 2": 16, "1, 1, 1, 1": 32}
-    if len(dilations) == 1 and (stride := strides.get(dilations.pop().strip(" ,"))):
-        found["output_stride"] = stride
+def _of_mmseg_config(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What the text of mmsegmentation's configuration, where the file has it, says of PSPNet's arguments."""
+    meta = content.get("meta")
+    text = str(meta.get("cfg", meta.get("config", ""))) if isinstance(meta, Mapping) else ""
+    found: dict[str, Any] = {}
+    for name, meanings in _MMSEG_SETTINGS.items():
+        values = set(re.findall(rf"""\b{name}["']?\s*[=:]\s*(\([^()]*\)|["']?\w+)""", text))
+        values = {value.strip("\"'(), ") for value in values}
+        if len(values) == 1:  # where the text is of one mind
+            found |= meanings.get(values.pop(), {})
     return found
 
 

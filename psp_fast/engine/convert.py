@@ -49,7 +49,7 @@ def convert(paths: Sequence[str], out: Path, target: str, config: Config | None,
     read = f"{read}, PSPNet({_arguments({**weights.options, **overrides})})"
     if target == "mmseg":
         state, needed = to_mmseg(model)
-        save_checkpoint({"state_dict": state}, out)
+        save_checkpoint({"meta": {"cfg": needed}, "state_dict": state}, out)
         return f"{read}\nwritten to {out}, for mmsegmentation's\n{needed}"
     if target == "semseg":
         save_checkpoint({"state_dict": to_semseg(model)}, out)

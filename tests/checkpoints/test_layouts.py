@@ -121,16 +121,19 @@ def test_mmsegmentations_conventions_are_set_on_the_model(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("decode_head=dict(align_corners=True, x=1), auxiliary_head=dict(align_corners=True)", True),
-        ("'align_corners': True", True),
-        ("decode_head=dict(align_corners=True), auxiliary_head=dict(align_corners=False)", False),
-        ("", False),
+        ("decode_head=dict(align_corners=True, x=1), auxiliary_head=dict(align_corners=True)", {"align_corners": True}),
+        ("{'align_corners': True, 'style': 'caffe'}", {"align_corners": True, "stride_in_1x1": True}),
+        ("decode_head=dict(align_corners=True), auxiliary_head=dict(align_corners=False)", {"align_corners": False}),
+        ("dilations=(1, 1, 1, 2), contract_dilation=False", {"output_stride": 16, "dilation": "semseg"}),
+        ("style='pytorch', contract_dilation=True", {"stride_in_1x1": False, "dilation": "mmseg"}),
+        ("", {"align_corners": False, "stride_in_1x1": False, "dilation": "mmseg"}),
     ],
 )
-def test_the_configuration_in_the_file_tells_align_corners(tmp_path, text, expected):
+def test_mmsegmentations_configuration_in_the_file(tmp_path, text, expected):
     few = {f"decode_head.{name}.conv.weight": torch.zeros(1) for name in ("psp_modules.0.1", "bottleneck")}
     torch.save({"meta": {"cfg": text}, "state_dict": few}, tmp_path / "a.pth")
-    assert read_weights(tmp_path / "a.pth").options["align_corners"] is expected
+    options = read_weights(tmp_path / "a.pth").options
+    assert {name: options[name] for name in expected} == expected
 
 
 def test_a_network_of_stride_32_is_refused(tmp_path):

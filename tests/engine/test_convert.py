@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from psp_fast import PSPNet
-from psp_fast.checkpoints import read_checkpoint
+from psp_fast.checkpoints import read_checkpoint, read_weights
 from psp_fast.checkpoints.exporting import to_mmseg, to_semseg
 from psp_fast.cli import main
 from psp_fast.engine.run import load_trained
@@ -50,6 +50,7 @@ def test_there_and_back_again(tmp_path, mmseg):
     assert main(["convert", str(out), str(back), "--to", "mmseg"]) == 0
     first, last = (read_checkpoint(path)["state_dict"] for path in (mmseg, back))
     assert first.keys() == last.keys() and all(torch.equal(value, last[key]) for key, value in first.items())
+    assert read_weights(back).options == read_weights(mmseg).options | {"output_stride": 8}
 
 
 def test_options(tmp_path, capsys, mmseg):

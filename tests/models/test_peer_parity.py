@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from psp_fast import PSPNet, load_checkpoint
 from psp_fast.checkpoints import read_weights
 from psp_fast.checkpoints.exporting import to_mmseg
-from psp_fast.checkpoints.layouts import recognise, translate
+from psp_fast.checkpoints.translating import recognise, translate
 from tests.checkpoints.files import write_caffemodel, write_pdparams
 from tests.models.peers import common
 from tests.models.semseg_numbers import relative_error
