@@ -77,7 +77,10 @@ def read_weights(path: Paths) -> Weights:
     state, options = translate(layout, tensors, source)
     first = contents[0]
     try:
-        options = {**options, **infer_options(state), **_of_mmseg_config(first), **_described(first)}
+        options |= infer_options(state)
+        if layout.name == "mmsegmentation":
+            options |= _of_mmseg_config(first, options)
+        options |= _described(first)
         mean, std = _normalisation(first) or (layout.mean, layout.std)
         classes, palette = _classes(first)
     except (TypeError, ValueError, AttributeError) as error:
@@ -109,7 +112,7 @@ def _described(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in _NOT_COMPUTED and value is not None}
 
 
-def _of_mmseg_config(content: Mapping[str, Any]) -> dict[str, Any]:
+def _of_mmseg_config(content: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """What the text of mmsegmentation's configuration, where the file has it, says of PSPNet's arguments."""
     meta = content.get("meta")
     text = str(meta.get("cfg", meta.get("config", ""))) if isinstance(meta, Mapping) else ""
@@ -119,6 +122,8 @@ def _of_mmseg_config(content: Mapping[str, Any]) -> dict[str, Any]:
         values = {value.strip("\"'(), ") for value in values}
         if len(values) == 1:  # where the text is of one mind
             found |= meanings.get(values.pop(), {})
+    if found.get("dilation") == "semseg" and options.get("layers", 50) < 50:
+        found["dilation"] = "mmseg with contract_dilation=False"  # whose basic blocks PSPNet does not have
     return found
 
 

@@ -136,9 +136,19 @@ def test_mmsegmentations_configuration_in_the_file(tmp_path, text, expected):
     assert {name: options[name] for name in expected} == expected
 
 
-def test_a_network_of_stride_32_is_refused(tmp_path):
-    save_mmseg(tmp_path / "a.pth", {"config": "backbone=dict(dilations=(1, 1, 1, 1), strides=(1, 2, 2, 2))"})
-    with pytest.raises(CheckpointError, match=r"a\.pth \(mmsegmentation's layout\): .*output_stride must be .* got 32"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("backbone=dict(dilations=(1, 1, 1, 1), strides=(1, 2, 2, 2))", "output_stride must be .* got 32"),
+        (
+            "backbone=dict(depth=18, contract_dilation=False)",
+            "dilation must be .* got 'mmseg with contract_dilation=False'",
+        ),
+    ],
+)
+def test_networks_of_mmsegmentation_that_pspnet_cannot_be(tmp_path, text, message):
+    save_mmseg(tmp_path / "a.pth", {"config": text})
+    with pytest.raises(CheckpointError, match=rf"a\.pth \(mmsegmentation's layout\): .*{message}"):
         PSPNet.from_checkpoint(tmp_path / "a.pth")
 
 
