@@ -45,6 +45,7 @@ class Weights:
         mean, std: of the images the weights expect; RGB, 0..255.
         classes: names, where the file has them.
         palette: RGB of each class, where the file has them.
+        config: the whole configuration, in a file of psp_fast's.
     """
 
     source: str
@@ -56,6 +57,7 @@ class Weights:
     std: Colour
     classes: tuple[str, ...] | None = None
     palette: list[list[int]] | None = None
+    config: dict[str, Any] | None = None
 
 
 def read_weights(path: Paths) -> Weights:
@@ -87,8 +89,9 @@ def read_weights(path: Paths) -> Weights:
         raise CheckpointError(f"{source}: what it says of its network is damaged: {error}") from error
     if options.get("dilation") == "mit" and options.get("layers", 0) >= 50:
         options["dilation"] = "mmseg"  # the two differ in basic blocks only
-    name = "psp_fast" if "config" in first and layout.name == "semseg" else layout.name
-    return Weights(source, name, state, options, layout.whole, mean, std, classes, palette)
+    config = first.get("config") if layout.name == "semseg" and isinstance(first.get("config"), dict) else None
+    name = layout.name if config is None else "psp_fast"
+    return Weights(source, name, state, options, layout.whole, mean, std, classes, palette, config)
 
 
 def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

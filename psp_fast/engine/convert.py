@@ -10,7 +10,7 @@ from typing import Any
 
 from psp_fast.checkpoints import Weights, read_weights, save_checkpoint
 from psp_fast.checkpoints.exporting import to_mmseg, to_semseg
-from psp_fast.configs import Config, ModelConfig
+from psp_fast.configs import Config, config_from_dict
 from psp_fast.data import default_palette
 from psp_fast.errors import CheckpointError, ConfigError
 from psp_fast.models import PSPNet
@@ -25,8 +25,8 @@ def convert(paths: Sequence[str], out: Path, target: str, config: Config | None,
         paths: the file, or mit-semseg's encoder and decoder.
         out: .pth, or .safetensors.
         target: one of `TARGETS`.
-        config: the configuration whose data, transforms and evaluation a psp_fast checkpoint shall name; None: those
-            that the file and its layout tell.
+        config: the configuration whose data, transforms and evaluation a psp_fast checkpoint shall name; None: the
+            file's own.
         overrides: PSPNet's arguments in place of what the file and its layout tell.
 
     Returns:
@@ -60,10 +60,10 @@ def convert(paths: Sequence[str], out: Path, target: str, config: Config | None,
 
 def _described(model: PSPNet, weights: Weights, config: Config | None) -> dict[str, Any]:
     """The weights with what `psp-fast train` writes beside them."""
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
-    network = ModelConfig(**{name: value for name, value in model.options.items() if name in known})
-    network.bins, network.pretrained = list(model.options["bins"]), False
-    base = Config() if config is None else config
+    saved = Config() if weights.config is None else config_from_dict(weights.config)
+    base = saved if config is None else config
+    options = {name: value for name, value in model.options.items() if hasattr(base.model, name)}
+    network = dataclasses.replace(base.model, **{**options, "bins": list(options["bins"]), "pretrained": False})
     classes = list(base.data.classes or weights.classes or [f"class {i}" for i in range(model.options["classes"])])
     if len(classes) != model.options["classes"]:
         raise ConfigError(f"{weights.source} has {model.options['classes']} classes, not {len(classes)}")

@@ -63,6 +63,9 @@ def test_options(tmp_path, capsys, mmseg):
     assert trained.model.align_corners is True
     assert trained.classes == ("a", "b", "c") and trained.config.data.root == "somewhere"
     assert trained.config.eval.crop == (97, 97) and trained.config.eval.mode == "slide"
+    again = str(tmp_path / "again.safetensors")
+    assert main(["convert", files[1], again]) == 0  # keeps what the first conversion named
+    assert load_trained(again, torch.device("cpu")).config == trained.config
     recipe.write_text(json.dumps({"data": {"classes": ["a", "b"]}}))
     capsys.readouterr()
     assert main(["convert", *files, "--recipe", str(recipe)]) == 2
