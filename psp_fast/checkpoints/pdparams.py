@@ -6,8 +6,10 @@ need is refused.
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,16 @@ class _Unpickler(pickle.Unpickler):
         return _STAND_INS[module, name]
 
 
+def _check_memo(data: bytes) -> None:
+    """Refuse a memo that is not filled in order: pickle allocates it up to the largest number in the file."""
+    count = 0
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if int(argument or 0) > count:
+                raise pickle.UnpicklingError(f"its memo jumps to {argument}")
+            count += 1
+
+
 def read_pdparams(path: Path) -> dict[str, Tensor]:
     """The tensors by name.
 
@@ -87,8 +99,9 @@ def read_pdparams(path: Path) -> dict[str, Tensor]:
         CheckpointError: something other than arrays of numbers by name.
         pickle.UnpicklingError: it names a class or function that arrays do not need, or is no pickle.
     """
-    with path.open("rb") as file:
-        content = _Unpickler(file, encoding="latin1").load()
+    data = path.read_bytes()
+    _check_memo(data)
+    content = _Unpickler(io.BytesIO(data), encoding="latin1").load()
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not arrays by name")
     tensors = {}

@@ -98,6 +98,8 @@ def test_arrays_of_a_pdparams_file(tmp_path, protocol):
         (pickle.dumps({"a": np.arange(9)}, 4).replace(b"K\x09\x85", b"K\x0a\x85"), r"shape \(10,\) with 72 bytes"),
         (b"\x80\x04cbuiltins\neval\n(X\x01\x00\x00\x001tR.", r"calls builtins\.eval"),
         (pickle.dumps({"a": np.arange(99)})[:-90], "truncated or not a checkpoint|not a checkpoint of tensors"),
+        (b"\x80\x04}r\xff\xff\xff\x7f.", "memo jumps to 2147483647"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00.", "truncated or not a checkpoint"),
         (b"", "truncated or not a checkpoint"),
     ],
 )
