@@ -1,10 +1,14 @@
-"""CSAILVision/semantic-segmentation-pytorch's dilated ResNets and PPMDeepsup; a checkout and torch are enough."""
+"""CSAILVision/semantic-segmentation-pytorch's dilated ResNets and PPMDeepsup; a checkout and torch are enough.
+
+Its results are probabilities, most of which random weights make 0 or 1: the logits inside are noted as well.
+"""
 
 from __future__ import annotations
 
 import sys
 
 import torch
+import torch.nn.functional as F
 
 from tests.models.peers.common import CLASSES, image, sample, weights, write
 
@@ -25,10 +29,18 @@ def main(checkout: str) -> None:
             shapes[name] = {key: list(value.shape) for key, value in state.items() if not key.endswith("tracked")}
             new = weights(shapes[name])
             part.load_state_dict({key: torch.from_numpy(v) for key, v in new.items()}, strict=False)
+        inside: list[torch.Tensor] = []
+        for classifier in (decoder.conv_last, decoder.conv_last_deepsup):
+            classifier.register_forward_hook(lambda _, __, out, inside=inside: inside.append(out))
         with torch.no_grad():
             maps = encoder(torch.from_numpy(image(*SIZE)), return_feature_maps=True)
             probabilities = decoder(maps, segSize=SIZE)
-        write(f"mit{layers}", {"shapes": shapes, "size": SIZE, "probabilities": sample(probabilities.numpy())})
+            decoder.use_softmax = False
+            decoder(maps)
+        logits, aux_logits = (F.interpolate(out, SIZE, mode="bilinear", align_corners=False) for out in inside[-2:])
+        numbers = {"probabilities": probabilities, "logits": logits, "aux_logits": aux_logits}
+        samples = {name: sample(values.numpy()) for name, values in numbers.items()}
+        write(f"mit{layers}", {"shapes": shapes, "size": SIZE, **samples})
 
 
 if __name__ == "__main__":
