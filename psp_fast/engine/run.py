@@ -108,6 +108,7 @@ def load_trained(path: str | Path, device: torch.device) -> Trained:
     config = config_from_dict(content["config"])
     model = build_model(dataclasses.replace(config.model, pretrained=False), len(content["classes"]))
     load_weights(model, content["state_dict"], path)
+    model.mean, model.std = config.augment.mean, config.augment.std
     model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Trained(model, config, tuple(content["classes"]), np.array(content["palette"], np.uint8))
 
