@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from psp_fast import ops
 from psp_fast.engine.export.agreement import Agreement, compare
-from psp_fast.engine.export.formats import FORMATS, INPUT, Run, required
+from psp_fast.engine.export.formats import DYNAMIC, FORMATS, INPUT, Run, required
 from psp_fast.engine.export.network import ExportNetwork, Output
 from psp_fast.engine.run import Trained
 from psp_fast.errors import ConfigError, PspFastError
@@ -70,7 +70,7 @@ def export(
 def _program(network: ExportNetwork, size: tuple[int, int], smallest: int | None) -> ExportedProgram:
     """The network for images of `size`, or for all sizes from `smallest` on."""
     shape = (1, 3, *size) if smallest is None else _TRACED
-    free = {0: Dim("batch"), 2: Dim("height", min=smallest), 3: Dim("width", min=smallest)}
+    free = {dim: Dim(name, min=smallest if dim else None) for dim, name in DYNAMIC.items()}
     with torch.no_grad():
         program = torch.export.export(
             network, (torch.zeros(shape),), dynamic_shapes=None if smallest is None else {INPUT: free}

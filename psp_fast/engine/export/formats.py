@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ from torch.export import ExportedProgram
 from psp_fast.errors import PspFastError
 
 INPUT = "images"
+DYNAMIC = {0: "batch", 2: "height", 3: "width"}
+"""The input's dimensions that may be free."""
 METADATA_FILE = "psp_fast.json"
 """Of a program: what `torch.export.load(path, extra_files={METADATA_FILE: ""})` fills in."""
 
@@ -55,10 +59,15 @@ def _load_program(content: bytes) -> Run:
 
 
 def _serialise_onnx(program: ExportedProgram, metadata: Metadata) -> bytes:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch's exporter, to PyTorch
+    with _quiet():
         exported = torch.onnx.export(
-            program, (), dynamo=True, input_names=[INPUT], output_names=[metadata["output"]], verbose=False
+            program,
+            (),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[metadata["output"]],
+            dynamic_shapes={INPUT: DYNAMIC} if program.range_constraints else None,
+            verbose=False,
         )
     assert exported is not None  # dynamo's exporter returns its program
     model = exported.model_proto
@@ -66,6 +75,20 @@ def _serialise_onnx(program: ExportedProgram, metadata: Metadata) -> bytes:
         del node.metadata_props[:]  # lines of source code
     required("onnx").helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
     return model.SerializeToString()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what PyTorch's exporter says of its own code, and of torchvision not being there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _load_onnx(content: bytes) -> Run:
