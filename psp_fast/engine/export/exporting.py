@@ -73,7 +73,11 @@ def _program(network: ExportNetwork, size: tuple[int, int], smallest: int | None
     free = {dim: Dim(name, min=smallest if dim else None) for dim, name in DYNAMIC.items()}
     with torch.no_grad():
         program = torch.export.export(
-            network, (torch.zeros(shape),), dynamic_shapes=None if smallest is None else {INPUT: free}
+            network,
+            (torch.zeros(shape),),
+            dynamic_shapes=None if smallest is None else {INPUT: free},
+            # What holds for all sizes, but cannot be proved for them, is checked at run time.
+            prefer_deferred_runtime_asserts_over_guards=True,
         )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names this machine's folders
