@@ -29,6 +29,7 @@ commands:
   evaluate    measure a trained network on a validation set
   predict     label maps and overlays of images
   convert     weights of other projects to psp_fast's, and to theirs
+  export      a trained network as an ONNX file or a torch.export program
   check-data  read a data set and report what is wrong with it
   info        versions, what was built, what each op runs here
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "predict": _predict,
         "convert": _convert,
+        "export": _export,
         "check-data": _check_data,
         "info": _info,
     }
@@ -171,6 +173,34 @@ def _convert(arguments: list[str]) -> int:
         recipe = config_parser("psp-fast convert", "", "")
         config = parse_config(recipe, ["--config", str(recipe_file(options.recipe))])
     print(convert(files, Path(out), options.to, config, overrides))
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    parser = option_parser(
+        "psp-fast export",
+        "psp-fast export CHECKPOINT_OR_RUN OUT [--size '[H,W]'] [--dynamic] [--output labels]",
+        "Write a trained network as OUT, for other runtimes: .onnx, or .pt2 for a torch.export program. The file is "
+        "run on a random image, and its results are compared with the network's.",
+    )
+    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a run: its best.pth, or else last.pth")
+    parser.add_argument("out", help="the file to write")
+    parser.add_argument("--size", type=tuple[int, int] | None, help="of the images, in pixels; null: the training crop")
+    parser.add_argument("--dynamic", action="store_true", help="images of any number and size")
+    parser.add_argument("--output", choices=("logits", "labels"), default="logits", help="scores, or ids of classes")
+    options = parse_options(parser, arguments)
+
+    import torch
+
+    from psp_fast.engine import run
+    from psp_fast.engine.export import export
+
+    trained = run.load_trained(run.checkpoint_of(options.checkpoint), torch.device("cpu"))
+    size = options.size or trained.config.augment.crop
+    for agreement in export(trained, options.out, size, dynamic=options.dynamic, output=options.output):
+        print(f"as the network, on a random image of {agreement}")
+    shape = "any number and size" if options.dynamic else f"(1, 3, {size[0]}, {size[1]})"
+    print(f"written to {options.out}: {options.output} of images of {shape}")
     return 0
 
 

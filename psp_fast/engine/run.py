@@ -113,6 +113,14 @@ def load_trained(path: str | Path, device: torch.device) -> Trained:
     return Trained(model, config, tuple(content["classes"]), np.array(content["palette"], np.uint8))
 
 
+def checkpoint_of(path: str | Path) -> Path:
+    """A checkpoint's own path, or that of a run's folder: its best checkpoint, or else its last."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    return path / (BEST if (path / BEST).exists() else LAST)
+
+
 def saved_config(path: str | Path) -> Config:
     """The configuration in a checkpoint that `psp-fast train` wrote."""
     return config_from_dict(_read_described(path)["config"])
