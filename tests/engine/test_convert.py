@@ -70,6 +70,9 @@ def test_options(tmp_path, capsys, mmseg):
     capsys.readouterr()
     assert main(["convert", *files, "--recipe", str(recipe)]) == 2
     assert "has 3 classes, not 2" in capsys.readouterr().err
+    recipe.write_text(json.dumps({"data": {"classes": ["sky", "road", "car"]}}))
+    assert main(["convert", *files, "--recipe", str(recipe)]) == 2
+    assert "classes in another order" in capsys.readouterr().err
 
 
 def test_a_backbone(tmp_path, capsys):
@@ -84,6 +87,8 @@ def test_a_backbone(tmp_path, capsys):
     assert "a backbone" in capsys.readouterr().out
     model = PSPNet(18, stem="torchvision", pretrained=out)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in backbone.items())
+    with pytest.raises(CheckpointError, match=r"stem +torchvision +deep"):
+        PSPNet(18, pretrained=out)
     assert main(["convert", out, str(tmp_path / "x.pth"), "--to", "semseg"]) == 1
     assert "backbone alone" in capsys.readouterr().err
 
