@@ -26,6 +26,12 @@ def check(config: Config) -> None:
         "eval.crop": (evaluation.crop, min(evaluation.crop) >= 1, "at least 1 pixel each way"),
         "eval.stride": (evaluation.stride, 0 < evaluation.stride <= 1, "in (0, 1]: the window's step over its size"),
     }
+    sides = evaluation.base_size if isinstance(evaluation.base_size, tuple) else (evaluation.base_size or 1,)
+    rules |= {
+        "eval.scales": (evaluation.scales, min(evaluation.scales, default=0) > 0, "one or more positive numbers"),
+        "eval.batch_size": (evaluation.batch_size, evaluation.batch_size >= 1, "at least 1"),
+        "eval.base_size": (evaluation.base_size, min(sides) >= 1, "at least 1 pixel, or null"),
+    }
     for name, (value, fits, wanted) in rules.items():
         if not fits:
             raise ConfigError(f"{name} must be {wanted}, got {value}")
