@@ -82,7 +82,7 @@ class View:
 
 
 def _views(model: PSPNet, image: Tensor, config: Config) -> list[View]:
-    """Probabilities: a view a scale. Logits: mirrored views of their own, as probabilities are averaged after resizing."""
+    """Of probabilities one view a scale; of logits mirrored ones besides, as softmax comes after resizing."""
     evaluation, shape = config.eval, (image.shape[1], image.shape[2])
     logits = evaluation.average == "logits"
     both = (False, True) if evaluation.mirror else (False,)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from psp_fast.configs import Config
 from psp_fast.engine.windows import Grid, read_crop
@@ -115,7 +116,7 @@ def logits(model: PSPNet, images: Tensor) -> Tensor:
 
 def classes_of(model: PSPNet) -> int:
     """Number of classes of a model."""
-    return model.cls[-1].out_channels
+    return cast(nn.Conv2d, model.cls[-1]).out_channels
 
 
 def _coverage(starts: Sequence[int], length: int, span: tuple[int, int], device: torch.device) -> Tensor:

@@ -54,9 +54,7 @@ def make_grid(shape: tuple[int, int], scale: float, config: EvalConfig, mirrored
     return Grid(size, crop, tops, lefts)
 
 
-def scaled_size(
-    shape: tuple[int, int], scale: float, base_size: int | tuple[int, int] | None
-) -> tuple[int, int]:
+def scaled_size(shape: tuple[int, int], scale: float, base_size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Height and width of an image of `shape` at a scale, by semseg's rounding or, of a base_size pair, by mmseg's."""
     if isinstance(base_size, tuple):
         return fit(shape, base_size, scale)
