@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,29 +45,37 @@ class Plain(nn.Module):
         return F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True).argmax(1)
 
 
-def predict(layers: int, given: Input, setting: str = "auto", layout: str = "nchw", use_ppm: bool = True) -> Call:
-    """`PSPNet.predict` of fixed images, with our ops or their references."""
+def predict(
+    layers: int,
+    given: Input,
+    setting: str = "auto",
+    layout: str = "nchw",
+    use_ppm: bool = True,
+    dtype: torch.dtype = DTYPE,
+) -> Call:
+    """`PSPNet.predict` of fixed images, with our ops or their references; in half precisions by autocast."""
     trained = network(layers, given.classes, use_ppm=use_ppm).eval().to(DEVICE, memory_format=LAYOUTS[layout])
     x = images(given).to(DEVICE).contiguous(memory_format=LAYOUTS[layout])
 
     def call() -> Tensor:
-        with ops.use(setting), _autocast():
+        with ops.use(setting), _autocast(dtype):
             return trained.predict(x)
 
     return call
 
 
-def predict_compiled(layers: int, given: Input, layout: str) -> Call:
-    """The same network under torch.compile: frozen on the CPU, max-autotune with CUDA graphs on a GPU."""
+def predict_compiled(layers: int, given: Input, layout: str, dtype: torch.dtype = DTYPE) -> Call:
+    """The same network under torch.compile: frozen, and on a GPU with max-autotune and CUDA graphs."""
     import torch._inductor.config as inductor
 
     trained = Plain(network(layers, given.classes).eval()).to(DEVICE, memory_format=LAYOUTS[layout])
     x = images(given).to(DEVICE).contiguous(memory_format=LAYOUTS[layout])
+    torch.compiler.reset()
     compiled = torch.compile(trained, mode="max-autotune" if DEVICE == "cuda" else None)
 
     @torch.no_grad()
     def call() -> Tensor:
-        with inductor.patch(freezing=True), _autocast():
+        with inductor.patch(freezing=True), _autocast(dtype):
             return compiled(x)
 
     return call
@@ -75,7 +85,8 @@ def onnx_file(layers: int, given: Input, folder: Path) -> Path:
     """The plain network from images to label map, as ONNX of a fixed size."""
     path = folder / f"pspnet{layers}.onnx"
     plain = Plain(network(layers, given.classes).eval())
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter is deprecated, and traces checks of shapes
         torch.onnx.export(plain, (images(given),), str(path), dynamo=False, opset_version=17)
     return path
 
@@ -101,21 +112,29 @@ def predict_openvino(path: Path, given: Input) -> Call:
     return lambda: torch.from_numpy(np.asarray(next(iter(compiled(feed).values()))))
 
 
-def other_runtimes(layers: int, given: Input) -> tuple[dict[str, Call], list[str]]:
-    """The installed ones, with the network loaded, and a line for each that is not."""
-    calls: dict[str, Call] = {}
-    absent = []
+_RUNTIMES = {"onnxruntime": predict_onnxruntime, "openvino": predict_openvino}
+
+
+def missing_runtimes() -> list[str]:
+    """A line for each that is not installed, or cannot be given the network."""
+    needed = {name: [name, "onnx"] for name in _RUNTIMES}
+    absent = {name: [m for m in modules if importlib.util.find_spec(m) is None] for name, modules in needed.items()}
+    return [
+        f"{name} is left out: {' and '.join(modules)} not installed (pip install psp_fast[peers])"
+        for name, modules in absent.items()
+        if modules
+    ]
+
+
+def other_runtimes(layers: int, given: Input) -> dict[str, Call]:
+    """The installed ones, with the network loaded."""
+    missing = [line.split()[0] for line in missing_runtimes()]
+    loaders = {name: load for name, load in _RUNTIMES.items() if name not in missing}
+    if not loaders:
+        return {}
     with tempfile.TemporaryDirectory() as folder:
-        path = None
-        for name, load in (("onnxruntime", predict_onnxruntime), ("openvino", predict_openvino)):
-            try:
-                __import__(name)
-            except ImportError:
-                absent.append(f"{name} is not installed (pip install psp_fast[peers])")
-                continue
-            path = path or onnx_file(layers, given, Path(folder))
-            calls[name] = load(path, given)
-    return calls, absent
+        path = onnx_file(layers, given, Path(folder))
+        return {name: load(path, given) for name, load in loaders.items()}
 
 
 class Step:
@@ -131,13 +150,18 @@ class Step:
         generator = torch.Generator().manual_seed(3)
         size = (given.batch, given.height, given.width)
         self.labels = torch.randint(0, given.classes, size, generator=generator).to(DEVICE)
-        self.forward = torch.compile(self.network) if compiled else self.network
+        self.forward = self._compiled() if compiled else self.network
+
+    def _compiled(self) -> Any:
+        """Without CUDA graphs, which our step does not have either."""
+        torch.compiler.reset()
+        return torch.compile(self.network, mode="max-autotune-no-cudagraphs" if DEVICE == "cuda" else None)
 
     def __call__(self) -> Tensor:
         with ops.use(self.setting):
             self.optimizer.zero_grad(set_to_none=True)
             torch.manual_seed(0)
-            with _autocast():
+            with _autocast(DTYPE):
                 _, main, aux = self.forward(self.images, self.labels)
             loss = main + 0.4 * aux
             loss.backward()
@@ -145,6 +169,6 @@ class Step:
         return loss.detach()
 
 
-def _autocast() -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision on a GPU, where it helps everyone."""
-    return torch.autocast("cuda", DTYPE) if DEVICE == "cuda" else contextlib.nullcontext()
+def _autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision in half precisions: on a GPU, where it helps everyone, by default."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(DEVICE, dtype)

@@ -4,34 +4,50 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.result_files import OURS, Row, name, other_seconds, title
 from psp_fast.engine.plots import write_figure
 
-_COLOURS = ("#1f5fa8", "#d1603d", "#3f8f5b", "#8a5fa8", "#c29a2b", "#4aa3b5", "#7a6a5d", "#b0487a")
+_COLOURS = (
+    *("#1f5fa8", "#d1603d", "#3f8f5b", "#8a5fa8", "#c29a2b"),
+    *("#4aa3b5", "#7a6a5d", "#b0487a", "#222222", "#9bbf3b"),
+)
 _GREY = "#9aa0a6"
 _PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # lines do not cross text on it
 _MARKS = {False: "o", True: "s"}  # forward; with backward
 
 
 def of_main_input(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the input that most ops were measured on, and all models."""
-    inputs = Counter((row["input"], row["classes"]) for row in rows if "op" in row)
-    main = inputs.most_common(1)[0][0] if inputs else None
-    return [row for row in rows if "model" in row or (row["input"], row["classes"]) == main]
+    """The rows of the input that most ops were measured on, with its commonest classes, and all models."""
+    given = Counter(row["input"] for row in rows if "op" in row)
+    main = given.most_common(1)[0][0] if given else None
+    classes = Counter(row["classes"] for row in rows if row["input"] == main and row["classes"] and "op" in row)
+    allowed = {None, *(value for value, _ in classes.most_common(1))}
+    ops = [row for row in rows if "op" in row and row["input"] == main and row["classes"] in allowed]
+    return [row for row in rows if "model" in row] + ops + [row for row in rows if "processes" in row]
+
+
+def of_main_setting(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the commonest layout and type."""
+    settings = Counter((row["layout"], row["dtype"]) for row in rows if "op" in row).most_common(1)
+    return [row for row in rows if "model" in row or (row["layout"], row["dtype"]) == settings[0][0]]
+
+
+def label(row: Row) -> str:
+    """What ran, on which images where that is not the main input."""
+    return title(row) if "model" in row or "processes" in row else name(row)
 
 
 def draw_ratios(rows: Sequence[Row], path: Path) -> None:
     """A bar for each row: how many times as fast as the fastest other, with quartiles."""
-    labels = [title(row) if "model" in row else name(row) for row in rows]
+    labels = [label(row) for row in rows]
     figure, axis = _bars(labels, "times as fast as the fastest other, with quartiles", 9.5)
     colours = _colours(row["compared_with"].split()[0] for row in rows)
     axis.set_xscale("log")
@@ -99,45 +115,81 @@ def draw_roofline(rows: Sequence[Row], bytes_per_second: float, flops_per_second
 
 
 def draw_scaling(rows: Sequence[Row], path: Path) -> None:
-    """Time per pixel of each op over its inputs, psp_fast and the fastest other; flat where time goes with pixels."""
-    by_op: dict[str, dict[str, list[Row]]] = {}
-    for row in rows:
-        by_op.setdefault(row["op"], {}).setdefault(name(row).split(", ", 1)[1], []).append(row)
-    columns = min(3, len(by_op))
-    lines = -(-len(by_op) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.3 * lines + 0.3), layout=ConstrainedLayoutEngine(h_pad=0.1))
-    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for axis, (op, variants) in zip(axes, by_op.items(), strict=False):
-        _draw_scaling_of(axis, op, variants)
-    for axis in axes[len(by_op) :]:
-        axis.set_visible(False)
-    figure.supylabel("ns per pixel of the input; dashed: the fastest other")
+    """Time per pixel of each op over pixels, images and classes, psp_fast and the fastest other; flat: proportional."""
+    panels = {axis: lines for axis, lines in scaling(rows).items() if lines}
+    figure = Figure(figsize=(4.6 * len(panels), 5.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    colours = _colours(sorted({op for lines in panels.values() for op in lines}))
+    for axis, (what, lines) in zip(axes, panels.items(), strict=True):
+        places = sorted({point[0] for points in lines.values() for point in points})
+        for op, points in lines.items():
+            at = [places.index(point[0]) for point in points]
+            look = {"color": colours[op], "markersize": 4, "linewidth": 1.2}
+            axis.plot(at, [point[1] for point in points], "o-", **look)
+            axis.plot(at, [point[2] for point in points], "o--", alpha=0.5, **look)
+        axis.set(yscale="log", xlabel=what)
+        axis.set_xticks(range(len(places)), [_short(place) for place in places])
+        axis.margins(x=0.1)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+    axes[0].set_ylabel("ns per pixel of the images")
+    for op, colour in colours.items():
+        axes[0].plot([], [], "o-", color=colour, label=op)
+    axes[0].plot([], [], "o--", color=_GREY, label="dashed: the fastest other")
+    _legend(figure, axes[0])
     _save(figure, path)
 
 
-def _draw_scaling_of(axis: Axes, op: str, variants: dict[str, list[Row]]) -> None:
-    inputs = sorted({(row["input"], row["classes"]) for rows in variants.values() for row in rows}, key=_size)
-    for (variant, rows), colour in zip(variants.items(), _COLOURS, strict=False):
-        places = [inputs.index((row["input"], row["classes"])) for row in rows]
-        order = np.argsort(places)
-        for seconds, style, alpha, label in ((_ours, "o-", 1, variant), (other_seconds, "o--", 0.5, None)):
-            values = [1e9 * seconds(rows[i]) / pixels(rows[i]) for i in order]
-            line = axis.plot(np.array(places)[order], values, style, color=colour, alpha=alpha, label=label)
-            line[0].set(markersize=4, linewidth=1.2)
-    axis.set_xticks(range(len(inputs)), [f"{given}\n{classes} classes" for given, classes in inputs], fontsize=8)
-    axis.margins(x=0.15)
-    axis.set(title=op, yscale="log")
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    low, high = axis.get_ylim()
-    axis.set_ylim(low, high * (high / low) ** (0.12 * len(variants)))  # room for the legend
-    _plain_log(axis)
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+Points = list[tuple[float, float, float]]
+
+
+def scaling(rows: Sequence[Row]) -> dict[str, dict[str, Points]]:
+    """By axis and op: (place, ns per pixel of psp_fast, of the fastest other), where an op has several places.
+
+    With backward where the op has one, in the commonest layout and type. Along the first two axes an op on logits has
+    the fewest classes that it was measured with on each input; along the second all images are of one size.
+    """
+    rows = of_main_setting([row for row in rows if "op" in row and "processes" not in row])
+    axes: dict[str, dict[str, Points]] = {"pixels of all images": {}, "images": {}, "classes": {}}
+    for op in dict.fromkeys(row["op"] for row in rows):
+        mine = [row for row in rows if row["op"] == op]
+        backward, channels = max(row["backward"] for row in mine), _first_channels(mine)
+        mine = [row for row in mine if row["backward"] == backward and (row["classes"] or row["channels"] == channels)]
+        least = {row["input"]: min(o["classes"] or 0 for o in mine if o["input"] == row["input"]) for row in mine}
+        few = [row for row in mine if (row["classes"] or 0) == least[row["input"]]]
+        size = Counter(row["input"].split("x", 1)[1] for row in few).most_common(1)[0][0]
+        of_size = [row for row in few if row["input"].split("x", 1)[1] == size]
+        given = Counter(row["input"] for row in mine).most_common(1)[0][0]
+        of_input = [row for row in mine if row["classes"] and row["input"] == given]
+        places: list[tuple[list[Row], Callable[[Row], int]]] = [
+            (few, pixels),
+            (of_size, lambda row: int(row["input"].split("x")[0])),
+            (of_input, lambda row: row["classes"]),
+        ]
+        for (chosen, place), lines in zip(places, axes.values(), strict=True):
+            if len({place(row) for row in chosen}) > 1:
+                lines[op] = sorted((place(row), *(1e9 * t / pixels(row) for t in _both(row))) for row in chosen)
+    return axes
+
+
+def _first_channels(rows: Sequence[Row]) -> int:
+    """The channels with which an op was measured on most inputs."""
+    return Counter(row["channels"] for row in rows).most_common(1)[0][0]
+
+
+def _both(row: Row) -> tuple[float, float]:
+    return row["seconds"][OURS], other_seconds(row)
+
+
+def _short(number: float) -> str:
+    """Of pixels in thousands, where that is shorter."""
+    return f"{number / 1e6:.2g}M" if number >= 1e6 else f"{number / 1e3:.0f}k" if number >= 1e4 else f"{number:g}"
 
 
 def draw_memory(peaks: dict[str, tuple[float, float]], path: Path) -> None:
-    """A bar for each name: peak bytes of psp_fast as a share of those of the other."""
-    figure, axis = _bars(["\n".join(textwrap.wrap(text, 52)) for text in peaks], "peak memory, % of the other's", 9)
+    """A bar for each name: peak bytes of psp_fast as a share of eager's."""
+    figure, axis = _bars(["\n".join(textwrap.wrap(text, 52)) for text in peaks], "peak memory, % of eager's", 9)
     shares = [100 * ours / other for ours, other in peaks.values()]
     axis.barh(range(len(peaks)), shares, color=_COLOURS[0], height=0.6)
     for i, ((ours, other), share) in enumerate(zip(peaks.values(), shares, strict=True)):
@@ -156,14 +208,6 @@ def megabytes(number: float) -> str:
     """Three digits that count, or all before the point."""
     value = number / 1e6
     return f"{value:.3g} MB" if value < 100 else f"{value:.0f} MB"
-
-
-def _ours(row: Row) -> float:
-    return row["seconds"][OURS]
-
-
-def _size(given: tuple[str, int]) -> tuple[int, int]:
-    return int(np.prod([int(side) for side in given[0].split("x")])), given[1]
 
 
 def _colours(names: Iterable[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from psp_fast.errors import PspFastError
 
 OURS = "psp_fast"
-_IDENTITY = ("op", "model", "input", "channels", "classes", "layout", "backward", "device", "dtype")
+_IDENTITY = ("op", "model", "input", "channels", "classes", "layout", "backward", "processes", "device", "dtype")
 Row = dict[str, Any]
 
 
@@ -57,7 +57,7 @@ def _check_row(row: Row) -> None:
         _numbers(row["floor"], row["bytes"], row["share_of_ceiling"])
         _numbers(row["flops"], zero=True)
     if "peak_bytes" in row:
-        _numbers(*(row["peak_bytes"][key] for key in (OURS, row["compared_with"])), zero=True)
+        _numbers(row["peak_bytes"][OURS], *row["peak_bytes"].values(), zero=True)
 
 
 def _numbers(*values: Any, zero: bool = False) -> None:
@@ -83,6 +83,10 @@ def name(row: Row) -> str:
     parts.append("forward + backward" if row["backward"] else "forward")
     if row["layout"] == "nchw":
         parts.append("NCHW")
+    if row["device"] == "cpu" and row["dtype"] == "bfloat16":
+        parts.append("bf16")
+    if "processes" in row:
+        parts.append(f"{row['processes']} processes")
     return ", ".join(parts)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from benchmarks import work
 from benchmarks.calls import Op
-from benchmarks.shapes import DTYPE, Input
-from benchmarks.suite import INPUT, Suite, Work
+from benchmarks.cases import Case, cases
+from benchmarks.suite import Suite
 from psp_fast import ops
 from psp_fast.ops import reference
 
@@ -24,20 +24,16 @@ def layer(op: Op, training: bool) -> Op:
     return call
 
 
-@INPUT
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-def test_conv1x1_bn_relu(benchmark: BenchmarkFixture, suite: Suite, given: Input, training: bool) -> None:
-    x, weight = torch.randn(given.batch, 512, *given.map), torch.randn(2048, 512, 1, 1) / 23
-    outputs = given.batch * 2048 * given.map[0] * given.map[1]
-    passes = 3 if training else 1
-    work = Work(passes * (x.numel() + outputs) * DTYPE.itemsize, passes * 2 * 512 * outputs)
+@cases(work.conv1x1_bn_relu, half=False)
+def test_conv1x1_bn_relu(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
+    """Forward in inference; with backward in training."""
+    outputs, inputs = work.CHANNELS, work.INNER
+    x, weight = torch.randn(case.given.batch, inputs, *case.given.map), torch.randn(outputs, inputs, 1, 1) / 23
     suite.op(
         benchmark,
         "conv1x1_bn_relu",
-        given,
-        [x, weight, torch.ones(2048), torch.full((2048,), 4.0)],  # far from 0, where rounding would flip ReLUs
-        work,
-        backward=training,
-        ours=layer(ops.conv1x1_bn_relu, training),
-        plain=layer(reference.conv1x1_bn_relu, training),
+        case,
+        [x, weight, torch.ones(outputs), torch.full((outputs,), 4.0)],  # far from 0, where rounding would flip ReLUs
+        ours=layer(ops.conv1x1_bn_relu, case.backward),
+        plain=layer(reference.conv1x1_bn_relu, case.backward),
     )

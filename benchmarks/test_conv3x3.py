@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.shapes import DTYPE, Input
-from benchmarks.suite import BACKWARD, INPUT, Suite, Work
-from psp_fast.ops.conv3x3 import conv3x3
+from benchmarks import work
+from benchmarks.cases import Case, cases
+from benchmarks.shapes import INNER_INPUTS, MAIN
+from benchmarks.suite import Suite
 
 
-@BACKWARD
-@INPUT
-@pytest.mark.parametrize(("channels", "dilation"), [(256, 2), pytest.param(512, 4, marks=pytest.mark.full)])
-def test_conv3x3(
-    benchmark: BenchmarkFixture, suite: Suite, given: Input, channels: int, dilation: int, backward: bool
-) -> None:
-    x, weight = torch.randn(given.batch, channels, *given.map), torch.randn(channels, channels, 3, 3) / 48
-    pixels, passes = given.batch * given.map[0] * given.map[1], 3 if backward else 1
-    work = Work(passes * 2 * x.numel() * DTYPE.itemsize, passes * 2 * pixels * weight.numel())
-    suite.op(benchmark, "conv3x3", given, [x, weight, dilation], work, backward=backward, ours=conv3x3)
+@cases(work.conv3x3(256), inputs=INNER_INPUTS, layouts=False, half=False)
+def test_of_the_third_stage(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
+    convolution(benchmark, suite, case, 256, 2)
+
+
+@cases(work.conv3x3(512), inputs=[MAIN], layouts=False, half=False)
+def test_of_the_last_stage(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
+    convolution(benchmark, suite, case, 512, 4)
+
+
+def convolution(benchmark: BenchmarkFixture, suite: Suite, case: Case, channels: int, dilation: int) -> None:
+    """A row for a convolution from and to so many channels."""
+    x = torch.randn(case.given.batch, channels, *case.given.map)
+    weight = torch.randn(channels, channels, 3, 3) / 48
+    suite.op(benchmark, "conv3x3", case, [x, weight, dilation])

@@ -7,53 +7,72 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.calls import LAYOUTS, Call
-from benchmarks.networks import Step, other_runtimes, predict, predict_compiled
-from benchmarks.shapes import DEVICE, MAIN, Input
+from benchmarks.memory import STATUS
+from benchmarks.network_memory import peaks
+from benchmarks.networks import Step, missing_runtimes, other_runtimes, predict, predict_compiled
+from benchmarks.shapes import DEVICE, MAIN, TRAINED
 from benchmarks.suite import Suite
-from benchmarks.timing import once
 
-TRAINED = Input(2, 241, 241, 150) if DEVICE == "cpu" else MAIN
-DEPTHS = [50, pytest.param(18, marks=pytest.mark.full), pytest.param(101, marks=pytest.mark.full)]
+OTHER_DEPTHS = [pytest.param(layers, marks=pytest.mark.full) for layers in (18, 101)]
 
 
-def fastest(calls: dict[str, Call]) -> str:
-    """The peer's best setting; only that is measured."""
-    return min(calls, key=lambda name: once(calls[name]))
-
-
-@pytest.mark.parametrize("layers", DEPTHS)
+@pytest.mark.parametrize("layers", [50, *OTHER_DEPTHS])
 def test_predict(benchmark: BenchmarkFixture, suite: Suite, layers: int) -> None:
-    calls = {"psp_fast": predict(layers, MAIN)}
-    eager = {f"eager {layout}": predict(layers, MAIN, "reference", layout) for layout in LAYOUTS}
-    best = fastest(eager)
-    calls[best] = eager[best]
-    if not suite.quick:
-        torch.compiler.reset()
-        calls["torch.compile"] = predict_compiled(layers, MAIN, best.split()[1])
+    """On a CPU torch.compile at the first two depths only, for its time."""
+
+    def others(layout: str) -> dict[str, Call]:
+        if suite.quick:
+            return {}
+        calls: dict[str, Call] = {}
         if DEVICE == "cpu":
-            runtimes, absent = other_runtimes(layers, MAIN)
-            calls |= runtimes
-            print(*absent, sep="\n")
-    suite.model(benchmark, f"PSPNet{layers} predict", MAIN, calls)
+            for line in missing_runtimes():
+                suite.say(line)
+            calls |= other_runtimes(layers, MAIN)
+        if layers != 101 or DEVICE == "cuda":
+            suite.say(f"PSPNet{layers} predict: torch.compile is compiling")
+            calls["torch.compile"] = predict_compiled(layers, MAIN, layout)
+        return calls
+
+    eager = {layout: predict(layers, MAIN, "reference", layout) for layout in LAYOUTS}
+    weighed = peaks("predict", layers) if weighs(suite, layers) else None
+    suite.model(benchmark, f"PSPNet{layers} predict", MAIN, predict(layers, MAIN), eager, others, peaks=weighed)
 
 
-@pytest.mark.parametrize(
-    ("layers", "recompute"),
-    [
-        (50, False),
-        pytest.param(50, True, marks=pytest.mark.full),
-        pytest.param(18, False, marks=pytest.mark.full),
-        *([] if DEVICE == "cpu" else [pytest.param(101, r, marks=pytest.mark.full) for r in (False, True)]),
-    ],
-)
+@pytest.mark.full
+@pytest.mark.skipif(DEVICE == "cuda", reason="bfloat16 is the type of every row on a GPU")
+def test_predict_in_bfloat16(benchmark: BenchmarkFixture, suite: Suite) -> None:
+    """Labels that rounding decides differ: at most 2 % of the pixels may."""
+    half = torch.bfloat16
+    eager = {layout: predict(50, MAIN, "reference", layout, dtype=half) for layout in LAYOUTS}
+    ours = predict(50, MAIN, dtype=half)
+    suite.model(benchmark, "PSPNet50 predict", MAIN, ours, eager, lambda layout: {}, dtype=half, wrong=0.02)
+
+
+OTHER_STEPS = [(18, False)] if DEVICE == "cpu" else [(18, False), (50, True), (101, False), (101, True)]
+STEPS = [(50, False), *(pytest.param(*step, marks=pytest.mark.full) for step in OTHER_STEPS)]
+
+
+@pytest.mark.parametrize(("layers", "recompute"), STEPS)
 def test_training_step(benchmark: BenchmarkFixture, suite: Suite, layers: int, recompute: bool) -> None:
-    calls: dict[str, Call] = {"psp_fast": Step(layers, TRAINED, "auto", "nchw", recompute)}
-    eager = {f"eager {layout}": Step(layers, TRAINED, "reference", layout) for layout in LAYOUTS}
-    best = fastest(dict(eager))
-    layout = best.split()[1]
-    calls[best] = Step(layers, TRAINED, "reference", layout)  # as many steps as ours, none of them tried out
-    if not suite.quick and not recompute:
-        torch.compiler.reset()
-        calls["torch.compile"] = Step(layers, TRAINED, "reference", layout, compiled=True)
+    """torch.compile, which takes a minute to compile a step on a CPU, at one depth only.
+
+    Recomputing on a CPU is measured by benchmarks.cpu_table.
+    """
+
+    def others(layout: str) -> dict[str, Call]:
+        if suite.quick or recompute or layers != 50:
+            return {}
+        suite.say(f"PSPNet{layers} training step: torch.compile is compiling")
+        return {"torch.compile": Step(layers, TRAINED, "reference", layout, compiled=True)}
+
+    eager: dict[str, Call] = {layout: Step(layers, TRAINED, "reference", layout) for layout in LAYOUTS}
+    ours = Step(layers, TRAINED, "auto", "nchw", recompute)
     name = f"PSPNet{layers} training step{', recompute' if recompute else ''}"
-    suite.model(benchmark, name, TRAINED, calls, tolerance=1e-3 if DEVICE == "cpu" else 2e-2)
+    tolerance = 1e-3 if DEVICE == "cpu" else 2e-2
+    weighed = peaks("step", layers) if weighs(suite, layers) else None
+    suite.model(benchmark, name, TRAINED, ours, eager, others, peaks=weighed, tolerance=tolerance)
+
+
+def weighs(suite: Suite, layers: int) -> bool:
+    """Whether memory is measured in processes of its own: at one depth, for their time; else by a look at a run."""
+    return DEVICE == "cpu" and layers == 50 and not suite.quick and STATUS.exists()

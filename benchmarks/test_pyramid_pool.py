@@ -1,19 +1,17 @@
-"""pyramid_pool of the head's map: it must be read, and in backward its gradient be written."""
+"""pyramid_pool of the backbone's last map to all levels."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.shapes import BINS, DTYPE, Input
-from benchmarks.suite import BACKWARD, INPUT, Suite, Work
+from benchmarks import work
+from benchmarks.cases import Case, cases
+from benchmarks.shapes import BINS
+from benchmarks.suite import Suite
 
 
-@BACKWARD
-@INPUT
-@pytest.mark.parametrize("layout", ["channels_last", pytest.param("nchw", marks=pytest.mark.full)])
-def test_pyramid_pool(benchmark: BenchmarkFixture, suite: Suite, given: Input, backward: bool, layout: str) -> None:
-    x = torch.randn(given.batch, 2048, *given.map)
-    moved = x.numel() * DTYPE.itemsize * (2 if backward else 1)
-    suite.op(benchmark, "pyramid_pool", given, [x, BINS], Work(moved), backward=backward, layout=layout)
+@cases(work.pyramid_pool)
+def test_pyramid_pool(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
+    x = torch.randn(case.given.batch, work.CHANNELS, *case.given.map)
+    suite.op(benchmark, "pyramid_pool", case, [x, BINS])

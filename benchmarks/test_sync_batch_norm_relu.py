@@ -1,46 +1,45 @@
-"""sync_batch_norm_relu with a residual, forward and backward, of one process; and of 2 and 4 processes."""
+"""sync_batch_norm_relu with a residual in training, of one process, and with backward of several."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor
 
-from benchmarks.calls import Op
-from benchmarks.shapes import DTYPE, Input
-from benchmarks.suite import INPUT, Suite, Work
+from benchmarks import processes, work
+from benchmarks.cases import Case, cases
+from benchmarks.normalisation import CHANNELS, arguments, layer
+from benchmarks.shapes import MAIN
+from benchmarks.suite import Suite
 from psp_fast import ops
 from psp_fast.ops import reference
 
 
-def layer(op: Op) -> Op:
-    """op as a function of its maps and parameters, in training; running statistics are its own."""
-
-    def call(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-        mean, var = torch.zeros_like(weight), torch.ones_like(weight)
-        return op(x, weight, bias, mean, var, training=True, residual=residual)
-
-    return call
+@cases(work.sync_batch_norm_relu(CHANNELS))
+def test_sync_batch_norm_relu(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
+    batch_norm(benchmark, suite, case, CHANNELS)
 
 
-@INPUT
-@pytest.mark.parametrize("layout", ["channels_last", "nchw"])
-@pytest.mark.parametrize("channels", [256, pytest.param(2048, marks=pytest.mark.full)])
-def test_sync_batch_norm_relu(
-    benchmark: BenchmarkFixture, suite: Suite, given: Input, layout: str, channels: int
-) -> None:
-    """Forward reads x and the residual and writes y, backward reads dy, x and y and writes two gradients."""
-    x, residual = (torch.randn(given.batch, channels, *given.map) for _ in range(2))
-    weight, bias = torch.rand(channels) + 0.5, torch.full((channels,), 4.0)  # far from 0, where ReLUs would flip
+@cases(work.sync_batch_norm_relu(work.CHANNELS), backward=[True], inputs=[MAIN], half=False)
+def test_of_the_last_map(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
+    batch_norm(benchmark, suite, case, work.CHANNELS)
+
+
+def batch_norm(benchmark: BenchmarkFixture, suite: Suite, case: Case, channels: int) -> None:
+    """A row for so many channels."""
     suite.op(
         benchmark,
         "sync_batch_norm_relu",
-        given,
-        [x, weight, bias, residual],
-        Work(8 * x.numel() * DTYPE.itemsize),
-        backward=True,
-        layout=layout,
+        case,
+        arguments(case.given, channels),
         ours=layer(ops.sync_batch_norm_relu),
         plain=layer(reference.sync_batch_norm_relu),
     )
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("world", processes.WORLDS)
+def test_of_several_processes(benchmark: BenchmarkFixture, suite: Suite, world: int) -> None:
+    """Each with an image; pytest-benchmark's own time is that of the whole, with starting the processes."""
+    found = benchmark.pedantic(processes.measure, (world,), rounds=1)
+    suite.keep({**processes.row(world), "backward": True}, found)
+    benchmark.extra_info.update(suite.rows[-1])

@@ -1,18 +1,18 @@
-"""upsample_concat of the map and its pyramid: the map is read and all of the result written; backward reverses it."""
+"""upsample_concat of the backbone's last map and its pyramid."""
 
 from __future__ import annotations
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.shapes import BINS, DTYPE, Input
-from benchmarks.suite import BACKWARD, INPUT, Suite, Work
+from benchmarks import work
+from benchmarks.cases import Case, cases
+from benchmarks.shapes import BINS
+from benchmarks.suite import Suite
 
 
-@BACKWARD
-@INPUT
-def test_upsample_concat(benchmark: BenchmarkFixture, suite: Suite, given: Input, backward: bool) -> None:
-    x = torch.randn(given.batch, 2048, *given.map)
-    levels = [torch.randn(given.batch, 512, b, b) for b in BINS]
-    moved = 3 * x.numel() * DTYPE.itemsize * (2 if backward else 1)
-    suite.op(benchmark, "upsample_concat", given, [x, levels], Work(moved), backward=backward)
+@cases(work.upsample_concat)
+def test_upsample_concat(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
+    x = torch.randn(case.given.batch, work.CHANNELS, *case.given.map)
+    levels = [torch.randn(case.given.batch, work.INNER, b, b) for b in BINS]
+    suite.op(benchmark, "upsample_concat", case, [x, levels])

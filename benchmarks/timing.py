@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,20 +27,33 @@ class Comparison(NamedTuple):
     """Third quartile."""
 
 
-def compare(implementations: Mapping[str, Callable[[], object]], *, seconds: float, rounds: int = 5) -> Comparison:
+def compare(
+    implementations: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float,
+    rounds: int = 5,
+    warm: Mapping[str, float] | None = None,
+) -> Comparison:
     """Time the first implementation against the others for about `seconds` in all, at least `rounds` rounds.
 
     Every round runs each of them once, in turn; short ones several times, so that a turn takes 10 ms. Where there is a
-    GPU, times are between events on it, and its L2 cache is flushed before each run.
+    GPU, times are between events on it, and its L2 cache is flushed before each run. `warm` are the seconds of a run of
+    each where all have run before.
     """
-    repeats = {name: max(1, round(0.01 / once(run))) for name, run in implementations.items()}
+    warm = warm or {name: once(run) for name, run in implementations.items()}
+    repeats = {name: max(1, round(0.01 / warm[name])) for name in implementations}
     times: dict[str, list[float]] = {name: [] for name in implementations}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < rounds:
         for name, run in implementations.items():
             times[name].append(_mean(run, repeats[name]))
+    return summary(times)
+
+
+def summary(times: Mapping[str, Sequence[float]]) -> Comparison:
+    """The comparison of the first implementation's times with the others', a time of each from every round."""
     medians = {name: statistics.median(values) for name, values in times.items()}
-    first, *others = implementations
+    first, *others = times
     best = min(others, key=medians.__getitem__)
     ratios = [b / a for a, b in zip(times[first], times[best], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
@@ -50,7 +63,12 @@ def compare(implementations: Mapping[str, Callable[[], object]], *, seconds: flo
 def once(run: Callable[[], object]) -> float:
     """Seconds of a warm run."""
     run()
-    return _mean(run, 1)
+    return least(run, 1)
+
+
+def least(run: Callable[[], object], times: int) -> float:
+    """Seconds of the fastest of so many runs."""
+    return min(_mean(run, 1) for _ in range(times))
 
 
 def _mean(run: Callable[[], object], repeats: int) -> float:

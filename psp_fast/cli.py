@@ -8,7 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psp_fast.configs import Config, config_parser, config_to_yaml, parse_config, recipe_file
+from psp_fast.configs import (
+    Config,
+    config_parser,
+    config_to_yaml,
+    option_parser,
+    parse_config,
+    parse_options,
+    recipe_file,
+)
 from psp_fast.errors import ConfigError, PspFastError
 
 if TYPE_CHECKING:
@@ -20,6 +28,8 @@ commands:
   train       train a network; without arguments, on drawn scenes
   evaluate    measure a trained network on a validation set
   predict     label maps and overlays of images
+  convert     weights of other projects to psp_fast's, and to theirs
+  export      a trained network as an ONNX file or a torch.export program
   check-data  read a data set and report what is wrong with it
   info        versions, what was built, what each op runs here
 
@@ -33,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "predict": _predict,
+        "convert": _convert,
+        "export": _export,
         "check-data": _check_data,
         "info": _info,
     }
@@ -135,6 +147,60 @@ def _predict(arguments: list[str]) -> int:
     trained = run.load_trained(checkpoint, ranks.device)
     for path in predict(trained, positional[1:], Path(config.out or "predictions"), config, ranks.device):
         print(path)
+    return 0
+
+
+def _convert(arguments: list[str]) -> int:
+    from psp_fast.engine.convert import TARGETS, convert
+
+    parser = option_parser(
+        "psp-fast convert",
+        "psp-fast convert IN [IN] OUT [--to LAYOUT] [--recipe RECIPE] [--align_corners true] [--bins '[1,2,3,6]']",
+        "Read weights of any known project (docs/checkpoints.md) and write them as OUT, a .pth or .safetensors file.",
+    )
+    parser.add_argument("files", nargs="*", help="the file, or mit-semseg's encoder and decoder, and last OUT")
+    parser.add_argument("--to", default="psp_fast", choices=TARGETS, help="whose names OUT has")
+    parser.add_argument("--recipe", type=str | None, help="whose data, transforms and evaluation OUT names")
+    parser.add_argument("--align_corners", type=bool | None, help="in place of what the layout's convention says")
+    parser.add_argument("--bins", type=list[int] | None, help="in place of 1, 2, 3, 6")
+    options = parse_options(parser, arguments)
+    if len(options.files) < 2:
+        raise ConfigError(f"give the file to read and the file to write; usage: {parser.usage}")
+    *files, out = options.files
+    overrides = {name: options[name] for name in ("align_corners", "bins") if options[name] is not None}
+    config = None
+    if options.recipe is not None:
+        recipe = config_parser("psp-fast convert", "", "")
+        config = parse_config(recipe, ["--config", str(recipe_file(options.recipe))])
+    print(convert(files, Path(out), options.to, config, overrides))
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    parser = option_parser(
+        "psp-fast export",
+        "psp-fast export CHECKPOINT_OR_RUN OUT [--size '[H,W]'] [--dynamic] [--output labels]",
+        "Write a trained network as OUT, for other runtimes: .onnx, or .pt2 for a torch.export program. The file is "
+        "run on a random image, and its results are compared with the network's.",
+    )
+    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a run: its best.pth, or else last.pth")
+    parser.add_argument("out", help="the file to write")
+    parser.add_argument("--size", type=tuple[int, int] | None, help="of the images, in pixels; null: the training crop")
+    parser.add_argument("--dynamic", action="store_true", help="images of any number and size")
+    parser.add_argument("--output", choices=("logits", "labels"), default="logits", help="scores, or ids of classes")
+    options = parse_options(parser, arguments)
+
+    import torch
+
+    from psp_fast.engine import run
+    from psp_fast.engine.export import export
+
+    trained = run.load_trained(run.checkpoint_of(options.checkpoint), torch.device("cpu"))
+    size = options.size or trained.config.augment.crop
+    for agreement in export(trained, options.out, size, dynamic=options.dynamic, output=options.output):
+        print(f"as the network, on a random image of {agreement}")
+    shape = "any number and size" if options.dynamic else f"(1, 3, {size[0]}, {size[1]})"
+    print(f"written to {options.out}: {options.output} of images of {shape}")
     return 0
 
 

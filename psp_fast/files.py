@@ -34,15 +34,20 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write text as `replacing` does; PspFastError where it cannot be written."""
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write content as `replacing` does; PspFastError where it cannot be written."""
     try:
         with replacing(path) as file:
-            file.write(text.encode())
+            file.write(content)
     except OSError as error:
         raise PspFastError(
             f"cannot write {path}: {error.strerror}; free disk space or choose another folder"
         ) from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text as `replacing` does; PspFastError where it cannot be written."""
+    write_bytes(path, text.encode())
 
 
 def _umask() -> int:

@@ -1,6 +1,16 @@
 """Checkpoints: written atomically, read strictly, in psp_fast's and other projects' layouts."""
 
-from psp_fast.checkpoints.loading import load_checkpoint, read_checkpoint
+from psp_fast.checkpoints.loading import load_checkpoint, load_weights
+from psp_fast.checkpoints.reading import read_checkpoint
 from psp_fast.checkpoints.saving import save_checkpoint
+from psp_fast.checkpoints.weights import Paths, Weights, read_weights
 
-__all__ = ["load_checkpoint", "read_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Paths",
+    "Weights",
+    "load_checkpoint",
+    "load_weights",
+    "read_checkpoint",
+    "read_weights",
+    "save_checkpoint",
+]

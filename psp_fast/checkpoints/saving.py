@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import safetensors.torch
 import torch
 
+from psp_fast.checkpoints.reading import METADATA
 from psp_fast.errors import CheckpointError
 from psp_fast.files import replacing
 
 
-def save_checkpoint(content: Mapping, path: str | Path) -> None:
-    """Write content with torch.save to path, atomically: path holds the old file or the whole new one.
+def save_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write content to path, atomically: path holds the old file or the whole new one.
+
+    By torch.save, or where path ends in .safetensors, as a safetensors file of content["state_dict"] with the rest of
+    content, which has to be plain values, as JSON in its metadata.
 
     Raises:
         CheckpointError: the folder cannot be written or the disk is full; an existing file at path is untouched.
     """
     try:
         with replacing(path) as file:
-            torch.save(dict(content), file)
+            _write(content, file, Path(path).suffix.lower())
     except (OSError, RuntimeError) as error:  # torch wraps a failed write in a RuntimeError
         kept = " (the previous checkpoint there is untouched)" if Path(path).exists() else ""
         raise CheckpointError(
             f"cannot write checkpoint {path}{kept}: {_reason(error)}; free disk space or choose another folder"
         ) from error
+
+
+def _write(content: Mapping[str, Any], file: BinaryIO, suffix: str) -> None:
+    if suffix != ".safetensors":
+        torch.save(dict(content), file)
+        return
+    rest = {key: value for key, value in content.items() if key != "state_dict"}
+    tensors = {key: value.contiguous() for key, value in content["state_dict"].items()}
+    file.write(safetensors.torch.save(tensors, {METADATA: json.dumps(rest)}))
 
 
 def _reason(error: BaseException) -> str:

@@ -1,6 +1,14 @@
 """Recipes and the configuration they fill: `Config`, read from YAML files and the command line."""
 
-from psp_fast.configs.loading import config_from_dict, config_parser, config_to_yaml, parse_config, recipe_file
+from psp_fast.configs.loading import (
+    config_from_dict,
+    config_parser,
+    config_to_yaml,
+    option_parser,
+    parse_config,
+    parse_options,
+    recipe_file,
+)
 from psp_fast.configs.schema import (
     AugmentConfig,
     Config,
@@ -24,6 +32,8 @@ __all__ = [
     "config_from_dict",
     "config_parser",
     "config_to_yaml",
+    "option_parser",
     "parse_config",
+    "parse_options",
     "recipe_file",
 ]

@@ -32,9 +32,26 @@ def recipe_file(name: str) -> Path:
     raise ConfigError(f"there is no recipe {name!r}: give the path of a YAML file or one of {names}")
 
 
+def option_parser(prog: str, usage: str, description: str) -> ArgumentParser:
+    """A parser without options yet, whose mistakes `parse_options` reports."""
+    return ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False)
+
+
+def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """The options in arguments.
+
+    Raises:
+        ConfigError: an unknown option, or a value of the wrong type.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except (ArgumentError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{getattr(error, 'message', error)}; see {parser.prog} --help") from error
+
+
 def config_parser(prog: str, usage: str, description: str) -> ArgumentParser:
     """A parser of every field of `Config` (--model.layers 50) and of --config FILE, repeatable, later ones win."""
-    parser = ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False)
+    parser = option_parser(prog, usage, description)
     parser.add_argument("--config", action="config", help="YAML file of options; may be repeated, later ones win")
     parser.add_class_arguments(Config)
     return parser
@@ -46,9 +63,10 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: an unknown option or key, or a value of the wrong type.
     """
+    values = parse_options(parser, arguments)
     try:
-        return _to_config(parser, parser.parse_args(list(arguments)))
-    except (ArgumentError, UnicodeDecodeError) as error:
+        return _to_config(parser, values)
+    except ArgumentError as error:
         raise ConfigError(f"{getattr(error, 'message', error)}; see {parser.prog} --help") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from psp_fast.data.transforms import MEAN, STD
+from psp_fast.normalisation import MEAN, STD
 
 
 @dataclass
@@ -23,9 +23,12 @@ class ModelConfig:
         dim_reduction: false keeps all channels of the pooled maps.
         aux: the auxiliary head on layer3.
         align_corners: of every bilinear upsampling.
-        stem: 3x3 x3 (deep) or 7x7 (torchvision).
-        dilation: semseg, or mmseg (first block of a stage at half the rate).
+        stem: 3x3 x3 with 64-64-128 channels (deep) or 32-32-64 (v1c), or 7x7 (torchvision).
+        dilation: semseg, or mmseg (first block of a stage at half the rate); mit differs from mmseg in 18 and 34 only.
         output_stride: 8 or 16.
+        stride_in_1x1: a bottleneck's stride in its first 1x1 convolution (Caffe).
+        avg_down: average pooling before a strided shortcut's convolution (ResNet-D).
+        head_channels: of a pyramid level, the head and the auxiliary head; null: semseg's.
         recompute: compute residual blocks again in backward, for the least memory; 50 layers or more.
     """
 
@@ -39,9 +42,12 @@ class ModelConfig:
     dim_reduction: bool = True
     aux: bool = True
     align_corners: bool = True
-    stem: Literal["deep", "torchvision"] = "deep"
-    dilation: Literal["semseg", "mmseg"] = "semseg"
+    stem: Literal["deep", "v1c", "torchvision"] = "deep"
+    dilation: Literal["semseg", "mmseg", "mit"] = "semseg"
     output_stride: Literal[8, 16] = 8
+    stride_in_1x1: bool = False
+    avg_down: bool = False
+    head_channels: tuple[int, int, int] | None = None
     recompute: bool = False
 
 

@@ -12,11 +12,7 @@ from PIL import Image
 
 from psp_fast.data.base import IGNORE, Transform
 from psp_fast.errors import ConfigError
-
-Colour = tuple[float, float, float]
-
-MEAN: Colour = (0.485 * 255, 0.456 * 255, 0.406 * 255)  # ImageNet, RGB
-STD: Colour = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+from psp_fast.normalisation import MEAN, STD, Colour
 
 _BAND = 16  # rows resized at once, so that the work stays in the cache
 _HUE_STEPS = 256 / 180  # Pillow divides the circle by 256, OpenCV, whose units the options have, by 180

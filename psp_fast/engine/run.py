@@ -108,8 +108,17 @@ def load_trained(path: str | Path, device: torch.device) -> Trained:
     config = config_from_dict(content["config"])
     model = build_model(dataclasses.replace(config.model, pretrained=False), len(content["classes"]))
     load_weights(model, content["state_dict"], path)
+    model.mean, model.std = config.augment.mean, config.augment.std
     model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Trained(model, config, tuple(content["classes"]), np.array(content["palette"], np.uint8))
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """A checkpoint's own path, or that of a run's folder: its best checkpoint, or else its last."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    return path / (BEST if (path / BEST).exists() else LAST)
 
 
 def saved_config(path: str | Path) -> Config:

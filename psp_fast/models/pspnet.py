@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psp_fast import ops
-from psp_fast.checkpoints import load_checkpoint
+from psp_fast.checkpoints import Paths, Weights, load_checkpoint, load_weights, read_weights
+from psp_fast.errors import CheckpointError
 from psp_fast.models.pyramid import Head, PyramidPooling
-from psp_fast.models.resnet import BLOCKS, initialise, make_stages, make_stem
+from psp_fast.models.resnet import BLOCKS, STEMS, initialise, make_stages, make_stem
+from psp_fast.normalisation import MEAN, STD
 
 
 class PSPNet(nn.Module):
@@ -32,11 +34,21 @@ class PSPNet(nn.Module):
         dim_reduction: False keeps all channels of the pooled maps (Table 1 without DR).
         aux: False leaves the auxiliary head out (Table 2); the auxiliary loss is then 0.
         align_corners: of every bilinear upsampling: True in semseg, False in most of mmsegmentation.
-        stem: "deep" (3x3 x3, 64-64-128) or "torchvision" (7x7).
-        dilation: "semseg" (every 3x3 of a stage alike) or "mmseg" (the stage's first block at half the rate).
+        stem: "deep" (3x3 x3, 64-64-128 channels), "v1c" (32-32-64) or "torchvision" (7x7).
+        dilation: "semseg" (every 3x3 of a stage alike), "mmseg" (the stage's first block at half the rate, and basic
+            blocks' second 3x3 not dilated) or "mit" (the stage's first 3x3 at half the rate).
         output_stride: 8 or 16: the backbone's input size over its output size.
+        stride_in_1x1: a bottleneck's stride is in its first 1x1 convolution, as in the paper's Caffe networks.
+        avg_down: a shortcut with stride averages 2x2 pixels before its convolution (ResNet-D, PaddleSeg).
+        head_channels: of a pyramid level, of the head's 3x3 convolution and of the auxiliary head's; None: semseg's,
+            a quarter of the channels each reads (a level: the map's channels over the number of bins).
         recompute: keep only the input of every residual block for backward, and compute the block again there: the
             least memory in training, for about a third more work in the backbone. Needs 50 layers or more.
+
+    Attributes:
+        mean, std: RGB, 0..255, of the normalisation that the weights expect; ImageNet's unless `load_checkpoint` read a
+            file of a project with another one.
+        options: the arguments that decide what the weights compute.
 
     Raises:
         ValueError: an argument outside the values above.
@@ -61,14 +73,17 @@ class PSPNet(nn.Module):
         stem: str = "deep",
         dilation: str = "semseg",
         output_stride: int = 8,
+        stride_in_1x1: bool = False,
+        avg_down: bool = False,
+        head_channels: Sequence[int] | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
         _one_of("layers", layers, tuple(BLOCKS))
         _one_of("zoom_factor", zoom_factor, (1, 2, 4, 8))
         _one_of("pool", pool, ("avg", "max"))
-        _one_of("stem", stem, ("deep", "torchvision"))
-        _one_of("dilation", dilation, ("semseg", "mmseg"))
+        _one_of("stem", stem, tuple(STEMS))
+        _one_of("dilation", dilation, ("semseg", "mmseg", "mit"))
         _one_of("output_stride", output_stride, (8, 16))
         if classes < 2:
             raise ValueError(f"PSPNet: classes must be at least 2, got {classes}")
@@ -78,23 +93,76 @@ class PSPNet(nn.Module):
             raise ValueError(
                 f"PSPNet: recompute needs 50 layers or more, not {layers}: smaller ones have no bottlenecks"
             )
+        if head_channels is not None and (len(head_channels) != 3 or min(head_channels) < 1):
+            raise ValueError(f"PSPNet: head_channels must be three positive integers, got {head_channels!r}")
         self.zoom_factor, self.align_corners, self.use_ppm = zoom_factor, align_corners, use_ppm
+        self.mean, self.std = MEAN, STD
         self.criterion = nn.CrossEntropyLoss(ignore_index=255) if criterion is None else criterion
         self.layer0, channels = make_stem(stem)
-        stages, widths = make_stages(layers, channels, dilation, output_stride, recompute)
+        geometry = {"stride_in_1x1": stride_in_1x1, "avg_down": avg_down, "recompute": recompute}
+        stages, widths = make_stages(layers, channels, dilation, output_stride, **geometry)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         initialise(self)
         in_channels = widths[3]
+        if head_channels is None:
+            head_channels = widths[3] // max(len(bins), 1), widths[3] // 4, widths[2] // 4
+        level_channels, main_channels, aux_channels = head_channels
         if use_ppm:
-            reduced = widths[3] // len(bins) if dim_reduction else None
-            self.ppm = PyramidPooling(widths[3], reduced, bins, pool, align_corners)
+            self.ppm = PyramidPooling(widths[3], level_channels if dim_reduction else None, bins, pool, align_corners)
             in_channels = self.ppm.out_channels
-        self.cls = Head(in_channels, widths[3] // 4, classes, dropout, align_corners)
+        self.cls = Head(in_channels, main_channels, classes, dropout, align_corners)
         if aux:
-            self.aux = Head(widths[2], widths[2] // 4, classes, dropout, align_corners)
+            self.aux = Head(widths[2], aux_channels, classes, dropout, align_corners)
+        self.options: dict[str, Any] = {
+            "layers": layers,
+            "classes": classes,
+            "stem": stem,
+            "dilation": dilation,
+            "output_stride": output_stride,
+            "stride_in_1x1": stride_in_1x1,
+            "avg_down": avg_down,
+            "use_ppm": use_ppm,
+            "bins": tuple(bins),
+            "pool": pool,
+            "dim_reduction": dim_reduction,
+            "head_channels": tuple(head_channels),
+            "aux": aux,
+            "align_corners": align_corners,
+        }
         if pretrained:
             path = Path(f"initmodel/resnet{layers}_v2.pth") if pretrained is True else Path(pretrained)
             load_checkpoint(self, path, backbone_only=True)
+
+    @classmethod
+    def from_checkpoint(cls, path: Paths, **overrides: Any) -> PSPNet:
+        """The network that a checkpoint of a whole PSPNet is of, with its weights, on the CPU in training mode.
+
+        Its arguments come from the file, its shapes and the convention of the project that wrote it.
+
+        Args:
+            path: a file, or mit-semseg's encoder and decoder, a pair of them; see `load_checkpoint`.
+            overrides: arguments of the constructor to use in place of those, such as align_corners=True for
+                mmsegmentation's networks for 769 x 769 pixels, bins that are not 1, 2, 3, 6, or aux=False.
+
+        Raises:
+            CheckpointError: the file is unreadable, holds no whole PSPNet, or one that this class cannot be.
+        """
+        return cls.from_weights(read_weights(path), **overrides)
+
+    @classmethod
+    def from_weights(cls, weights: Weights, **overrides: Any) -> PSPNet:
+        """What `from_checkpoint` makes, of a file that `psp_fast.checkpoints.read_weights` has read."""
+        if not weights.whole:
+            raise CheckpointError(
+                f"{weights.source} holds a backbone alone ({weights.layout}): make the network with "
+                "PSPNet(pretrained=path)"
+            )
+        try:
+            model = cls(**{**weights.options, **overrides, "pretrained": False})
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{weights.source} ({weights.layout}'s layout): {error}") from error
+        load_weights(model, weights, overrides)
+        return model
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of the logits, and of the labels in training, for an image of height x width pixels."""
@@ -139,9 +207,10 @@ class PSPNet(nn.Module):
         if ops.prefers_channels_last(x):
             x = x.contiguous(memory_format=torch.channels_last)
         shallow = self.layer3(self.layer2(self.layer1(self.layer0(x))))
+        # Before layer4: backward goes the other way round, and has the auxiliary gradients after layer4, its peak.
+        aux = self.aux(shallow) if self.training and hasattr(self, "aux") else None
         deep = self.layer4(shallow)
-        main = self.cls(deep, self.ppm.levels(deep) if self.use_ppm else ())
-        return main, self.aux(shallow) if self.training and hasattr(self, "aux") else None
+        return self.cls(deep, self.ppm.levels(deep) if self.use_ppm else ()), aux
 
     def _loss_and_argmax(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if self._has_fused_loss():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
@@ -18,32 +19,39 @@ BLOCKS = {
 }
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """Where a block strides and how it dilates."""
+
+    stride: int
+    dilation: int
+    """Of the block's first 3x3 convolution."""
+    second_dilation: int
+    """Of a basic block's second 3x3 convolution."""
+    stride_in_1x1: bool
+    """A bottleneck's stride is in its first 1x1 convolution, as in Caffe, not in its 3x3 one."""
+    avg_down: bool
+    """The shortcut of a block with stride averages 2x2 pixels before its 1x1 convolution, which then has no stride."""
+
+
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut; in the "mmseg" style (contracted) only the first is dilated."""
+    """Two 3x3 convolutions and the shortcut."""
 
     expansion = 1
     recompute = False
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        downsample: nn.Sequential | None,
-        dilate_second: bool,
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, geometry: Geometry) -> None:
         super().__init__()
-        second = dilation if dilate_second else 1
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        first, second = geometry.dilation, geometry.second_dilation
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, geometry.stride, padding=first, dilation=first, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=second, dilation=second, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = downsample
+        self.pool, self.downsample = _shortcut_layers(in_channels, channels, geometry)
 
     def forward(self, x: Tensor) -> Tensor:
         out = conv_bn_relu(x, self.conv1, self.bn1)
-        return conv_bn_relu(out, self.conv2, self.bn2, residual=_shortcut(x, self.downsample))
+        return conv_bn_relu(out, self.conv2, self.bn2, residual=_shortcut(x, self.pool, self.downsample))
 
 
 class Bottleneck(nn.Module):
@@ -53,38 +61,46 @@ class Bottleneck(nn.Module):
     recompute = False
     """Compute the block again in backward, to keep less of it in memory."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        downsample: nn.Sequential | None,
-        dilate_second: bool,
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, geometry: Geometry) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        first, second = (geometry.stride, 1) if geometry.stride_in_1x1 else (1, geometry.stride)
+        dilation, out_channels = geometry.dilation, channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, first, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, second, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, channels * self.expansion, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels * self.expansion)
-        self.downsample = downsample
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.pool, self.downsample = _shortcut_layers(in_channels, out_channels, geometry)
 
     def forward(self, x: Tensor) -> Tensor:
         layers: list[tuple] = [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
         if self.downsample is not None:
             layers.append(tuple(self.downsample))
-        if trains_bottleneck(x, layers):
+        if self.pool is None and trains_bottleneck(x, layers):
             return bottleneck(x, layers, self.recompute)
         out = conv_bn_relu(x, self.conv1, self.bn1)
         out = conv_bn_relu(out, self.conv2, self.bn2)
-        return conv_bn_relu(out, self.conv3, self.bn3, residual=_shortcut(x, self.downsample))
+        return conv_bn_relu(out, self.conv3, self.bn3, residual=_shortcut(x, self.pool, self.downsample))
 
 
-def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
+def _shortcut_layers(
+    in_channels: int, out_channels: int, geometry: Geometry
+) -> tuple[nn.AvgPool2d | None, nn.Sequential | None]:
+    """The pooling and the 1x1 convolution with batch norm of a shortcut, each where the block needs it."""
+    stride = geometry.stride
+    if in_channels == out_channels and stride == 1:
+        return None, None
+    pooled = geometry.avg_down and stride != 1
+    conv = nn.Conv2d(in_channels, out_channels, 1, 1 if pooled else stride, bias=False)
+    pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False) if pooled else None
+    return pool, nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+def _shortcut(x: Tensor, pool: nn.AvgPool2d | None, downsample: nn.Sequential | None) -> Tensor:
     if downsample is None:
         return x
+    x = x if pool is None else pool(x)
     return conv_bn_relu(x, cast(nn.Conv2d, downsample[0]), downsample[1], relu=False)
 
 
@@ -103,54 +119,53 @@ class Stem(nn.Sequential):
         return pool(x)
 
 
+STEMS = {"deep": (64, 64, 128), "v1c": (32, 32, 64), "torchvision": (64,)}
+"""Channels of the stems' convolutions: three of 3x3, or one of 7x7."""
+
+
 def make_stem(stem: str) -> tuple[Stem, int]:
-    """The stem and its output channels: "deep" is 3x3 x3 with 64-64-128 channels, "torchvision" is 7x7 with 64."""
-    if stem == "deep":
-        convs = [_conv3x3(3, 64, 2), _conv3x3(64, 64, 1), _conv3x3(64, 128, 1)]
-    else:
-        convs = [nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)]
+    """The stem of a name in `STEMS`, and its output channels."""
+    widths = STEMS[stem]
+    kernel = 3 if len(widths) == 3 else 7
     layers: list[nn.Module] = []
-    for conv in convs:
-        layers += [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True)]
-    return Stem(*layers, nn.MaxPool2d(3, 2, padding=1)), convs[-1].out_channels
-
-
-def _conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+    for i, (in_channels, channels) in enumerate(zip((3, *widths), widths, strict=False)):
+        conv = nn.Conv2d(in_channels, channels, kernel, 2 if i == 0 else 1, padding=kernel // 2, bias=False)
+        layers += [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    return Stem(*layers, nn.MaxPool2d(3, 2, padding=1)), widths[-1]
 
 
 def make_stages(
-    layers: int, in_channels: int, dilation: str, output_stride: int, recompute: bool = False
+    layers: int,
+    in_channels: int,
+    dilation: str,
+    output_stride: int,
+    *,
+    stride_in_1x1: bool = False,
+    avg_down: bool = False,
+    recompute: bool = False,
 ) -> tuple[list[nn.Sequential], list[int]]:
     """layer1 to layer4 and their output channels, at strides 4, 8 and `output_stride` (8 or 16).
 
-    dilation "semseg" dilates every 3x3 of a stage alike; "mmseg" halves it in the stage's first block. recompute has
-    bottlenecks computed again in backward.
+    dilation "semseg" dilates every 3x3 of a stage alike; "mit" halves the rate in the stage's first 3x3; "mmseg" does
+    so too, and leaves the second 3x3 of basic blocks undilated. recompute has bottlenecks computed again in backward.
     """
     block = BasicBlock if layers < 50 else Bottleneck
     strides, dilations = ((1, 2, 1, 1), (1, 1, 2, 4)) if output_stride == 8 else ((1, 2, 2, 1), (1, 1, 1, 2))
     stages, channels = [], []
     for i, (blocks, stride, rate) in enumerate(zip(BLOCKS[layers], strides, dilations, strict=True)):
         width = 64 * 2**i
-        first = max(rate // 2, 1) if dilation == "mmseg" else rate
-        rates = [first] + [rate] * (blocks - 1)
+        contracted = rate if dilation == "semseg" else max(rate // 2, 1)
+        second = 1 if dilation == "mmseg" else rate
         stage: list[nn.Module] = []
-        for j, block_rate in enumerate(rates):
-            out_channels = width * block.expansion
-            reshape = j == 0 and (in_channels != out_channels or stride != 1)
-            shortcut = _downsample(in_channels, out_channels, stride) if reshape else None
-            dilate_second = dilation == "semseg"
-            made = block(in_channels, width, stride if j == 0 else 1, block_rate, shortcut, dilate_second)
+        for j in range(blocks):
+            block_stride, first = (stride, contracted) if j == 0 else (1, rate)
+            made = block(in_channels, width, Geometry(block_stride, first, second, stride_in_1x1, avg_down))
             made.recompute = recompute
             stage.append(made)
-            in_channels = out_channels
+            in_channels = width * block.expansion
         stages.append(nn.Sequential(*stage))
         channels.append(in_channels)
     return stages, channels
-
-
-def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
 def initialise(module: nn.Module) -> None:

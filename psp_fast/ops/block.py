@@ -155,8 +155,10 @@ class Layers:
 
 
 def restore(ctx: Any) -> tuple[list[Tensor], list[Layer]]:
-    """What `Layers.save` has kept."""
+    """What `Layers.save` has kept; the caller alone holds it from here on, unless the graph is retained."""
     saved, size = ctx.saved_tensors, len(Layer._fields) - 1
+    if not torch.compiler.is_compiling():  # where autograd decides itself
+        ctx.maybe_clear_saved_tensors()
     first = len(saved) - size * len(ctx.groups)
     layers = []
     for i, (count, group) in enumerate(zip(ctx.counts, ctx.groups, strict=True)):

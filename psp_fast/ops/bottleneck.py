@@ -118,15 +118,17 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     first, second, third, *_ = layers
     if z1 is None:
         z1 = _pointwise(x, weights[0])[0]
-    y1 = first.apply(z1)
     if z2 is None:
-        z2 = convolve(y1, weights[1], ctx.stride, ctx.dilation)
+        z2 = convolve(first.apply(z1), weights[1], ctx.stride, ctx.dilation)
     # Whatever is not needed any more is dropped at once: here a step needs the most memory.
-    dz2, g, dw3, sums2, sums3 = _last_two_backward(dy, y, z2, weights[2], second, third)
-    del dy, y, z2
-    dy1, dw2 = convolve_backward(dz2, y1, weights[1], ctx.stride, ctx.dilation)
+    z3 = _last(z2, second, weights[2])[0]
+    dz3, g, sums3 = third.backward(dy, z3, y, residual=True)
+    del dy, y, z3
+    dz2, dw3, sums2 = _last_backward(dz3, z2, second, weights[2])
+    del dz3, z2
+    dy1, dw2 = convolve_backward(dz2, first.apply(z1), weights[1], ctx.stride, ctx.dilation)
     assert dy1 is not None
-    del dz2, y1
+    del dz2
     dz1, _, sums1 = first.backward(dy1, z1)
     del dy1, z1
     dx, dw1 = convolve_backward(dz1, x, weights[0])
@@ -142,25 +144,6 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dshortcut = g
     assert dshortcut is not None
     return dx.add_(dshortcut), None, *dweights, *affine_gradients(layers, sums), *[None] * 5
-
-
-def _last_two_backward(
-    dy: Tensor, y: Tensor, z2: Tensor, weight: Tensor, second: Layer, third: Layer
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of z2, of the shortcut and of conv3's weight, and the sums of bn2 and bn3."""
-    if _fuses(z2):
-        z3 = _last(z2, second, weight)[0]
-        dz3, g, sums3 = third.backward(dy, z3, y, residual=True)
-        del z3
-        dz2, dw3, sums2 = _last_backward(dz3, z2, second, weight)
-        return dz2, g, dw3, sums2, sums3
-    y2 = second.apply(z2)
-    dz3, g, sums3 = third.backward(dy, convolve(y2, weight), y, residual=True)
-    dy2, dw3 = convolve_backward(dz3, y2, weight)
-    assert dy2 is not None
-    del dz3, y2
-    dz2, _, sums2 = second.backward(dy2, z2)
-    return dz2, g, dw3, sums2, sums3
 
 
 def _fuses(x: Tensor) -> bool:
@@ -186,7 +169,12 @@ def _last(z2: Tensor, second: Layer, weight: Tensor) -> tuple[Tensor, Tensor | N
 
 
 def _last_backward(dz3: Tensor, z2: Tensor, second: Layer, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of z2 and of conv3's weight, and the second layer's sums, where conv3 normalised what it read."""
+    """Gradients of z2 and of conv3's weight, and the second layer's sums."""
+    if not _fuses(z2):
+        dy2, dweight = convolve_backward(dz3, second.apply(z2), weight)
+        assert dy2 is not None
+        dz2, _, sums = second.backward(dy2, z2)
+        return dz2, dweight, sums
     scale, shift = second.factors()
     matrix = weight.flatten(1).to(z2.dtype)
     dweight = torch.ops.psp_fast.pointwise_weight_gradient(dz3, z2, scale, shift)

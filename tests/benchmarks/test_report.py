@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import report
+from benchmarks.plots import scaling
 from tests.benchmarks.sample import model, op, results
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -63,7 +64,8 @@ def test_page_has_every_row(tmp_path: Path) -> None:
         "| conv3x3, 256 channels, forward | 1x473x473, 150 classes | float32 | 10 | eager nchw, 20 | "
         "2.00 (1.90 to 2.10) | 125 % |",
         "| upsample_argmax, forward, NCHW |",
-        "| PSPNet50 predict | 2x473x473, 150 classes | float32 | 500 | 4 | openvino, 2 | 2.00 (1.90 to 2.10) |",
+        "| PSPNet50 predict | 2x473x473, 150 classes | float32 | 500 | 4 | openvino, 2 | 2.00 (1.90 to 2.10) | "
+        "eager nchw 1500, openvino 1000 | 1000 MB of 2000 MB |",
         "AMD EPYC, 2 threads; torch 2.13.0, Python 3.11.7; commit 0123456789",
         "Copying 10 GB/s, multiplying 100 GFLOP/s. Compared with: eager nchw, openvino.",
         "| pyramid_pool forward | 1 | eager nchw, 5.5 | 5.50 (5.10 to 5.90) | >= 4, met |",
@@ -101,6 +103,26 @@ def test_gpu_has_its_own_section(tmp_path: Path) -> None:
     assert section.lstrip().startswith("NVIDIA H200, sm_90; AMD EPYC, 2 threads;") and "| bfloat16 |" in section
     assert "Nothing was measured on a CPU with the suite" in page and "Nothing was measured on a GPU" not in page
     assert "### Models" not in page and "roofline.png" not in page and "scaling.png" not in page
+
+
+def test_what_scales_with_what() -> None:
+    def loss(given: str, classes: int) -> dict[str, Any]:
+        return op("upsample_cross_entropy", input=given, classes=classes, channels=classes, backward=True)
+
+    inputs = (("1x473x473", 150), ("1x473x473", 21), ("2x473x473", 21), ("1x713x713", 19))
+    pool = [op(input=given, classes=None) for given in ("1x473x473", "16x473x473")]
+    nchw = op(input="2x473x473", classes=None, layout="nchw")
+    found = scaling([*(loss(*given) for given in inputs), *pool, nchw])
+    places = {axis: {name: [p[0] for p in points] for name, points in lines.items()} for axis, lines in found.items()}
+    assert places == {
+        "pixels of all images": {
+            "upsample_cross_entropy": [473**2, 2 * 473**2, 713**2],
+            "pyramid_pool": [473**2, 16 * 473**2],
+        },
+        "images": {"upsample_cross_entropy": [1, 2], "pyramid_pool": [1, 16]},
+        "classes": {"upsample_cross_entropy": [21, 150]},
+    }
+    assert found["images"]["pyramid_pool"][0][1:] == pytest.approx((1e7 / 473**2, 2e7 / 473**2))
 
 
 def test_row_without_a_floor_has_no_share(tmp_path: Path) -> None:

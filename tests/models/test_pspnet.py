@@ -70,7 +70,7 @@ def test_training_returns_semsegs_tuple():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize(("stem", "channels", "kernel"), [("deep", 128, 3), ("torchvision", 64, 7)])
+@pytest.mark.parametrize(("stem", "channels", "kernel"), [("deep", 128, 3), ("v1c", 64, 3), ("torchvision", 64, 7)])
 def test_stems(stem, channels, kernel):
     model = make(stem=stem)
     images, _ = batch()
@@ -91,6 +91,56 @@ def test_dilation_styles_of_bottlenecks(dilation, rates):
         for m in stage.modules()
         if isinstance(m, nn.Conv2d)
     )
+
+
+@pytest.mark.parametrize(
+    ("dilation", "rates"),
+    [
+        ("semseg", [(2, 2), (2, 2), (4, 4), (4, 4)]),
+        ("mmseg", [(1, 1), (2, 1), (2, 1), (4, 1)]),
+        ("mit", [(1, 2), (2, 2), (2, 4), (4, 4)]),
+    ],
+)
+def test_dilation_styles_of_basic_blocks(dilation, rates):
+    with torch.device("meta"):
+        model = PSPNet(layers=18, classes=3, pretrained=False, dilation=dilation)
+    blocks = [*model.layer3, *model.layer4]
+    assert [(block.conv1.dilation[0], block.conv2.dilation[0]) for block in blocks] == rates
+
+
+def plain(block, x):
+    """A bottleneck in eval mode, module by module."""
+    out = block.bn1(block.conv1(x)).relu()
+    out = block.bn3(block.conv3(block.bn2(block.conv2(out)).relu()))
+    pooled = F.avg_pool2d(x, 2, ceil_mode=True) if block.pool is not None else x
+    return (out + (x if block.downsample is None else block.downsample(pooled))).relu()
+
+
+@pytest.mark.parametrize("options", [{"stride_in_1x1": True}, {"avg_down": True}])
+def test_strides_of_other_projects(options):
+    model = make(layers=50, **options)
+    block = model.layer2[0]
+    stride = {"conv1": block.conv1.stride[0], "conv2": block.conv2.stride[0], "shortcut": block.downsample[0].stride[0]}
+    if "avg_down" in options:
+        assert stride == {"conv1": 1, "conv2": 2, "shortcut": 1}
+        assert [name for name, m in model.named_modules() if isinstance(m, nn.AvgPool2d)] == ["layer2.0.pool"]
+    else:
+        assert stride == {"conv1": 2, "conv2": 1, "shortcut": 2}
+    x = torch.randn(2, 256, 9, 13)
+    with torch.no_grad():
+        torch.testing.assert_close(block.eval()(x), plain(block, x), rtol=1e-4, atol=1e-5)
+    block.train()(x).square().mean().backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in block.parameters())
+
+
+def test_head_channels():
+    model = make(head_channels=(16, 24, 8)).train()
+    assert model.ppm.features[3][1].out_channels == 16
+    assert model.cls[0].weight.shape[:2] == (24, 512 + 4 * 16) and model.aux[0].out_channels == 8
+    _, main, aux = model(*batch())
+    (main + aux).backward()
+    with pytest.raises(ValueError, match="head_channels must be three positive integers"):
+        make(head_channels=(16, 24))
 
 
 @pytest.mark.parametrize(("output_stride", "side"), [(8, 13), (16, 7)])

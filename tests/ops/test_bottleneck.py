@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from psp_fast.models.resnet import Bottleneck
+from psp_fast.models.resnet import Bottleneck, Geometry
 from psp_fast.nn import convert_sync_batch_norm, trains_bottleneck
 from psp_fast.ops import use
 from psp_fast.ops.block import BatchNorm
@@ -24,11 +24,7 @@ pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads")
 def block(stride: int = 1, dilation: int = 1, shortcut: bool = True, dtype: torch.dtype = torch.float64) -> Bottleneck:
     """A block of 16 inner channels, from 24 channels with a convolution on the shortcut, from 64 without."""
     torch.manual_seed(0)
-    channels = 24 if shortcut else 64
-    downsample = None
-    if shortcut:
-        downsample = nn.Sequential(nn.Conv2d(channels, 64, 1, stride, bias=False), nn.BatchNorm2d(64))
-    made = Bottleneck(channels, 16, stride, dilation, downsample, True).to(dtype)
+    made = Bottleneck(24 if shortcut else 64, 16, Geometry(stride, dilation, dilation, False, False)).to(dtype)
     for bn in (m for m in made.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.uniform_(bn.weight, 0.5, 1.5)
         nn.init.normal_(bn.bias)
@@ -319,6 +315,17 @@ def test_autocast() -> None:
     y.float().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in made.parameters())
     torch.testing.assert_close(y.float(), block(dtype=torch.float32)(x), atol=0.3, rtol=0.1)
+
+
+def test_a_retained_graph_can_be_run_again() -> None:
+    """Backward lets go of what was saved, but not where the graph is retained."""
+    made, x = block(), random(2, 24, 8, 8, dtype=torch.float64).requires_grad_()
+    y, inputs = made(x), [x, *made.parameters()]
+    first = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
+    second = torch.autograd.grad(y.sum(), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(y.sum(), inputs)
 
 
 def test_compile() -> None:

@@ -1,0 +1,119 @@
+"""The network as other runtimes get it: batch norm folded into the convolutions, every op in plain PyTorch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from psp_fast import ops
+from psp_fast.models import PSPNet
+from psp_fast.models.pyramid import Head, PyramidPooling
+from psp_fast.ops import reference
+
+Output = Literal["logits", "labels"]
+
+
+class ExportNetwork(nn.Module):
+    """A trained network's copy for exporters, on the CPU in fp32: images (N, 3, H, W), normalised, to its output.
+
+    Args:
+        model: in eval mode; it is not changed.
+        output: "logits", what model(images) gives, or "labels", what model.predict(images) gives.
+    """
+
+    def __init__(self, model: PSPNet, output: Output) -> None:
+        super().__init__()
+        self.output = output
+        # Folded in float64: the product of a weight and its scale is rounded once.
+        self.model = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
+        if hasattr(self.model, "aux"):
+            del self.model.aux
+        _fold_batch_norms(self.model)
+        if model.use_ppm:
+            self.model.ppm = _Pyramid(self.model.ppm)  # type: ignore[assignment]
+        self.model.cls = _Head(self.model.cls)  # type: ignore[assignment]
+        self.model.float().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor) -> Tensor:
+        with ops.use("reference"):
+            return cast(Tensor, self.model(images)) if self.output == "logits" else self.model.predict(images)
+
+
+class _Pyramid(nn.Module):
+    """The levels of a `PyramidPooling` in ops that every exporter knows, for a size known at run time alone."""
+
+    def __init__(self, pyramid: PyramidPooling) -> None:
+        super().__init__()
+        self.bins, self.pool = pyramid.bins, average_pool if pyramid.pool == "avg" else max_pool
+        self.reduce = nn.ModuleList(cast(nn.Sequential, level)[1:] for level in pyramid.features)
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        return [layers(self.pool(x, b)) for b, layers in zip(self.bins, self.reduce, strict=True)]
+
+
+def average_pool(x: Tensor, bins: int) -> Tensor:
+    """Adaptive average pooling of x (N, C, H, W) to (N, C, bins, bins): a product with every cell's weights."""
+    rows, columns = (_shares(_windows(length, bins, x.device), x.dtype) for length in x.shape[2:])
+    weights = rows[:, None, :, None] * columns[:, None, :]  # (bins, bins, H, W)
+    return F.linear(x.flatten(2), weights.flatten(2).flatten(0, 1)).unflatten(2, (bins, bins))
+
+
+def max_pool(x: Tensor, bins: int) -> Tensor:
+    """Adaptive max pooling of x (N, C, H, W) to (N, C, bins, bins): of the rows, then of the columns."""
+    rows, columns = (_windows(length, bins, x.device) for length in x.shape[2:])
+    x = torch.stack([torch.where(row[:, None], x, -torch.inf).amax(2) for row in rows.unbind()], 2)
+    return torch.stack([torch.where(column, x, -torch.inf).amax(3) for column in columns.unbind()], 3)
+
+
+def _windows(length: int, bins: int, device: torch.device) -> Tensor:
+    """Whether each of `length` positions is in adaptive pooling's windows: (bins, length) bool.
+
+    Window i goes from floor(i * length / bins) to ceil((i + 1) * length / bins): windows may overlap.
+    """
+    starts = torch.arange(bins, device=device)[:, None] * length
+    positions = torch.arange(length, device=device) * bins
+    # In units of 1 / bins pixels, where nothing has to be divided.
+    return (positions > starts - bins) & (positions < starts + length)
+
+
+def _shares(windows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight of each position in the average of its window: (bins, length)."""
+    weights = windows.to(dtype)
+    return weights / weights.sum(1, keepdim=True)
+
+
+class _Head(nn.Module):
+    """A `Head` whose convolution has a bias, on the concatenated pyramid."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        conv, bn, act, _, classifier = head
+        self.layers = nn.Sequential(conv, bn, act, classifier)
+        self.align_corners = head.align_corners
+
+    def forward(self, x: Tensor, pyramid: Sequence[Tensor] = ()) -> Tensor:
+        return self.layers(reference.upsample_concat(x, pyramid, self.align_corners))
+
+
+def _fold_batch_norms(model: nn.Module) -> None:
+    """Put every batch norm behind a convolution into it, and nothing in its place."""
+    for module in list(model.modules()):
+        for conv, bn in _convolutions(module):
+            norm = getattr(module, bn)
+            setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), norm))
+            setattr(module, bn, nn.Identity())
+
+
+def _convolutions(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of the children that are a convolution and the batch norm behind it."""
+    children = list(module.named_children())
+    for (first, conv), (second, bn) in pairwise(children):
+        if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+            yield first, second
