@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from psp_fast.configs import AugmentConfig, Config, DataConfig
-from psp_fast.data import Dataset, ListDataset, Scenes, Transform, eval_transform, train_transform
+from psp_fast.data import Dataset, ListDataset, Scenes, Transform, train_transform
 from psp_fast.errors import ConfigError, DataError
 
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers
@@ -107,10 +107,10 @@ def training_batches(config: Config, dataset: Dataset, start: int, rank: int, wo
 
 
 class EvaluationSamples(TorchDataset):
-    """Whole images (3, h, w) with their labels (H, W) and positions, or the DataError of one that cannot be used."""
+    """Images (H, W, 3) uint8 with their labels (H, W) uint8 and positions, or the DataError of one that is unusable."""
 
-    def __init__(self, dataset: Dataset, transform: Transform) -> None:
-        self.dataset, self.transform = dataset, transform
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -120,19 +120,17 @@ class EvaluationSamples(TorchDataset):
             image, label = self.dataset.load(index)
         except DataError as error:
             return error
-        image, label = self.transform(image, label, np.random.default_rng(0))
         return torch.from_numpy(image), torch.from_numpy(label), index
 
 
-def evaluation_samples(config: Config, dataset: Dataset, rank: int, world: int) -> DataLoader:
-    """This process's share of the data set, a sample at a time."""
-    augment = config.augment
-    transform = eval_transform(base_size=config.eval.base_size, mean=augment.mean, std=augment.std)
+def evaluation_samples(dataset: Dataset, indices: Sequence[int], workers: int) -> DataLoader:
+    """These samples of the data set, one at a time; a worker keeps one ready, as images may be large."""
     return DataLoader(
-        EvaluationSamples(dataset, transform),
+        EvaluationSamples(dataset),
         batch_size=None,
-        sampler=range(rank, len(dataset), world),
-        num_workers=config.train.workers,
+        sampler=indices,
+        num_workers=workers,
+        prefetch_factor=1 if workers else None,
     )
 
 
