@@ -25,7 +25,7 @@ _MMSEG_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "contract_dilation": {"False": {"dilation": "semseg"}},
     "style": {"caffe": {"stride_in_1x1": True}},
 }
-_MMSEG_DILATIONS = {(1, 1, 2, 4): 8, (1, 1, 1, 2): 16, (1, 1, 1, 1): 32}
+_MMSEG_DILATIONS: dict[tuple[int, ...], int] = {(1, 1, 2, 4): 8, (1, 1, 1, 2): 16, (1, 1, 1, 1): 32}
 """Of the four stages, and the output stride they make."""
 
 
@@ -125,10 +125,8 @@ def _of_mmseg_config(content: Mapping[str, Any], options: Mapping[str, Any]) -> 
     if bins := _mmseg_numbers(text, "pool_scales"):
         found["bins"] = tuple(map(int, bins))
     if dilations := _mmseg_numbers(text, "dilations"):
-        stride = _MMSEG_DILATIONS.get(tuple(map(int, dilations)))
-        if stride is None:
-            raise ValueError(f"PSPNet has no stages of dilations {dilations}")
-        found["output_stride"] = stride
+        stages = tuple(map(int, dilations))
+        found["output_stride"] = _MMSEG_DILATIONS.get(stages, f"that of dilations {stages}")  # which no PSPNet has
     if found.get("dilation") == "semseg" and options.get("layers", 50) < 50:
         found["dilation"] = "mmseg with contract_dilation=False"  # whose basic blocks PSPNet does not have
     return found

@@ -5,7 +5,7 @@ from psp_fast.data.check import check_dataset
 from psp_fast.data.images import read_image, read_label, write_png
 from psp_fast.data.lists import ListDataset, default_palette
 from psp_fast.data.scenes import Scenes
-from psp_fast.data.transforms import MEAN, STD, eval_transform, train_transform
+from psp_fast.data.transforms import MEAN, STD, train_transform
 
 __all__ = [
     "IGNORE",
@@ -17,7 +17,6 @@ __all__ = [
     "Transform",
     "check_dataset",
     "default_palette",
-    "eval_transform",
     "read_image",
     "read_label",
     "train_transform",

@@ -143,7 +143,7 @@ def test_mmsegmentations_configuration_in_the_file(tmp_path, text, expected):
     ("text", "message"),
     [
         ("backbone=dict(dilations=(1, 1, 1, 1), strides=(1, 2, 2, 2))", "output_stride must be .* got 32"),
-        ("backbone=dict(dilations=(1, 2, 2, 4))", "PSPNet has no stages of dilations"),
+        ("backbone=dict(dilations=(1, 2, 2, 4))", r"output_stride must be .* got 'that of dilations \(1, 2, 2, 4\)'"),
         (
             "backbone=dict(depth=18, contract_dilation=False)",
             "dilation must be .* got 'mmseg with contract_dilation=False'",
