@@ -50,7 +50,7 @@ def test_there_and_back_again(tmp_path, mmseg):
     assert main(["convert", str(out), str(back), "--to", "mmseg"]) == 0
     first, last = (read_checkpoint(path)["state_dict"] for path in (mmseg, back))
     assert first.keys() == last.keys() and all(torch.equal(value, last[key]) for key, value in first.items())
-    assert read_weights(back).options == read_weights(mmseg).options | {"output_stride": 8}
+    assert read_weights(back).options == read_weights(mmseg).options | {"output_stride": 8, "bins": (1, 2, 3, 6)}
 
 
 def test_options(tmp_path, capsys, mmseg):
