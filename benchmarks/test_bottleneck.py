@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
@@ -25,6 +26,7 @@ def test_of_the_third_stage(benchmark: BenchmarkFixture, suite: Suite, case: Cas
     block(benchmark, suite, case, 256, 2)
 
 
+@pytest.mark.full
 @cases(work.bottleneck(512), backward=[True], inputs=[MAIN], layouts=False, half=False)
 def test_of_the_last_stage(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
     block(benchmark, suite, case, 512, 4)

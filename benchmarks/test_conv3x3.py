@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -16,6 +17,7 @@ def test_of_the_third_stage(benchmark: BenchmarkFixture, suite: Suite, case: Cas
     convolution(benchmark, suite, case, 256, 2)
 
 
+@pytest.mark.full
 @cases(work.conv3x3(512), inputs=[MAIN], layouts=False, half=False)
 def test_of_the_last_stage(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
     convolution(benchmark, suite, case, 512, 4)

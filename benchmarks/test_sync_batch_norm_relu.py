@@ -19,6 +19,7 @@ def test_sync_batch_norm_relu(benchmark: BenchmarkFixture, suite: Suite, case: C
     batch_norm(benchmark, suite, case, CHANNELS)
 
 
+@pytest.mark.full
 @cases(work.sync_batch_norm_relu(work.CHANNELS), backward=[True], inputs=[MAIN], half=False)
 def test_of_the_last_map(benchmark: BenchmarkFixture, suite: Suite, case: Case) -> None:
     batch_norm(benchmark, suite, case, work.CHANNELS)
