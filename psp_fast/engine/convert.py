@@ -8,10 +8,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from psp_fast.checkpoints import Weights, read_weights, save_checkpoint
 from psp_fast.checkpoints.exporting import to_mmseg, to_semseg
 from psp_fast.configs import Config, config_from_dict
-from psp_fast.data import default_palette
+from psp_fast.data import LAYOUTS, default_palette
 from psp_fast.errors import CheckpointError, ConfigError
 from psp_fast.models import PSPNet
 
@@ -64,17 +66,20 @@ def _described(model: PSPNet, weights: Weights, config: Config | None) -> dict[s
     base = saved if config is None else config
     options = {name: value for name, value in model.options.items() if hasattr(base.model, name)}
     network = dataclasses.replace(base.model, **{**options, "bins": list(options["bins"]), "pretrained": False})
-    classes = list(base.data.classes or weights.classes or [f"class {i}" for i in range(model.options["classes"])])
+    data, named = base.data, LAYOUTS.get(base.data.dataset)
+    known = named.classes if named else data.classes or weights.classes
+    classes = list(known or [f"class {i}" for i in range(model.options["classes"])])
     if len(classes) != model.options["classes"]:
         raise ConfigError(f"{weights.source} has {model.options['classes']} classes, not {len(classes)}")
-    palette = base.data.palette or weights.palette or default_palette(len(classes)).tolist()
-    data = dataclasses.replace(base.data, classes=classes)
+    palette = named.palette.tolist() if named else data.palette or weights.palette or default_palette(len(classes))
+    if data.dataset in ("list", "folder"):
+        data = dataclasses.replace(data, classes=classes)
     augment = dataclasses.replace(base.augment, mean=weights.mean, std=weights.std)
     config = dataclasses.replace(base, model=network, data=data, augment=augment)
     return {
         "config": dataclasses.asdict(config),
         "classes": classes,
-        "palette": [list(colour) for colour in palette],
+        "palette": np.asarray(palette).tolist(),
         "state_dict": model.state_dict(),
     }
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psp_fast.data.lists import ListDataset, default_palette
+from psp_fast.data.lists import ListDataset
+from psp_fast.data.palette import default_palette
 from psp_fast.errors import DataError
 
 CLASSES = ["sky", "road", "tree"]
