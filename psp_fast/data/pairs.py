@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from psp_fast.data.base import IGNORE, check_sample
+from psp_fast.data.base import IGNORE, check_ids, check_sample
 from psp_fast.data.images import read_pair
 from psp_fast.data.palette import checked_palette
 from psp_fast.errors import DataError
@@ -20,6 +20,7 @@ class PairDataset:
     palette: (C, 3) RGB in 0..255; `default_palette` when left out.
     label_ids: the value that each class has in the label files, when that is not 0..C-1; all other values are then
         ignored.
+    ignored_ids: with `label_ids`, the other values that may occur; anything else is then an error of the sample.
 
     Raises DataError, here for the options, in `load` for a sample; check-data reads all samples.
     """
@@ -31,6 +32,7 @@ class PairDataset:
         classes: Sequence[str],
         palette: Sequence[Sequence[int]] | np.ndarray | None = None,
         label_ids: Sequence[int] | None = None,
+        ignored_ids: Sequence[int] | None = None,
     ) -> None:
         self.classes = tuple(classes)
         if not 2 <= len(self.classes) <= IGNORE:
@@ -39,6 +41,7 @@ class PairDataset:
             raise DataError(f"class names must differ from each other, but are {', '.join(self.classes)}")
         self.palette = checked_palette(palette, len(self.classes))
         self.root, self.pairs = Path(root), pairs
+        self._known = None if label_ids is None or ignored_ids is None else (*label_ids, *ignored_ids)
         self._mapping = None if label_ids is None else _mapping(label_ids, len(self.classes))
 
     def __len__(self) -> int:
@@ -52,6 +55,8 @@ class PairDataset:
         """Image (H, W, 3) uint8 RGB, label (H, W) uint8 in 0..C-1 or 255. Raises DataError naming the file."""
         image_path, label_path = (self.root / name for name in self.pairs[index])
         image, label = read_pair(image_path, label_path)
+        if self._known is not None:
+            check_ids(label, self._known, str(label_path))
         if self._mapping is not None:
             label = self._mapping[label]
         check_sample(image, label, len(self.classes), str(image_path), str(label_path))

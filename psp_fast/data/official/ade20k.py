@@ -43,7 +43,7 @@ _COLOURS = """
 def _find(root: Path, split: str) -> Samples:
     home = unpacked(root, "annotations", "ADEChallengeData2016")
     folder = _FOLDERS[split]
-    return Samples(matching(home / "images" / folder, home / "annotations" / folder).pairs, tuple(range(1, 151)))
+    return Samples(matching(home / "images" / folder, home / "annotations" / folder).pairs, tuple(range(1, 151)), (0,))
 
 
 LAYOUT = Layout(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from psp_fast.data.base import IGNORE
 from psp_fast.data.lists import read_list
 from psp_fast.data.official.folders import matching
 from psp_fast.data.official.layout import Layout, Samples
@@ -23,7 +24,7 @@ def _find(root: Path, split: str) -> Samples:
         pairs = matching(root / split, annotations).pairs
     else:
         pairs = [(root / image, root / label) for image, label in read_list(root, root / f"{split}.txt")]
-    return Samples(pairs, tuple(range(len(_CLASSES))))  # 11, unlabelled, is ignored
+    return Samples(pairs, tuple(range(len(_CLASSES))), (11, IGNORE))  # 11: unlabelled
 
 
 LAYOUT = Layout(_CLASSES, np.array(_PALETTE, np.uint8), ("train", "val", "test"), _find)

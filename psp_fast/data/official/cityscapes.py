@@ -40,6 +40,7 @@ _TABLE: tuple[tuple[str, int, tuple[int, int, int]], ...] = (  # name, id, colou
     ("bicycle", 33, (119, 11, 32)),
 )
 IDS = tuple(row[1] for row in _TABLE)
+_VOID = tuple(i for i in range(34) if i not in IDS)
 
 
 def submitted(labels: np.ndarray) -> np.ndarray:
@@ -62,7 +63,7 @@ def _find(root: Path, split: str) -> Samples:
     images, labels = home / "leftImg8bit" / part, home / truth / part
     ids, train_ids = (listed(labels, [f"_{truth}_{kind}.png"]) for kind in ("labelIds", "labelTrainIds"))
     samples = paired(listed(images, [_IMAGE]), ids or train_ids, (images, labels))
-    return Samples(samples.pairs, IDS if ids else None)
+    return Samples(samples.pairs, IDS, _VOID) if ids else samples
 
 
 LAYOUT = Layout(tuple(row[0] for row in _TABLE), np.array([row[2] for row in _TABLE], np.uint8), tuple(_FOLDERS), _find)

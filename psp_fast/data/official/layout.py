@@ -15,10 +15,11 @@ _LISTED = 3  # names spelled out in one message
 
 
 class Samples(NamedTuple):
-    """Paths of images with their labels, and the value of each class in the labels where that is not 0..C-1."""
+    """Paths of images with their labels; for labels that are not 0..C-1 and 255, each class's value and the ignored."""
 
     pairs: list[tuple[Path, Path]]
     label_ids: tuple[int, ...] | None = None
+    ignored_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
