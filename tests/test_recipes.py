@@ -16,7 +16,8 @@ from psp_fast.normalisation import MEAN, STD
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
 COMMANDS = [
-    shlex.split(line, comments=True) for line in re.findall(r"psp-fast (?:train|check-data) [^`\n]*", DOCS.read_text())
+    shlex.split(line, comments=True)
+    for line in re.findall(r"psp-fast (?:train|check-data) [a-z][^`\n]*", DOCS.read_text())
 ]
 
 

@@ -14,7 +14,8 @@ def read_sbd_label(path: str | Path) -> np.ndarray:
     except ImportError as error:
         raise DataError(f"{path}: reading .mat files needs SciPy: pip install 'psp_fast[sbd]'") from error
     try:
-        label = loadmat(path, variable_names=["GTcls"], appendmat=False)["GTcls"][0, 0]["Segmentation"]
+        with Path(path).open("rb") as file:
+            label = loadmat(file, variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"]
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; check the name and the folder it is relative to") from error
     except Exception as error:  # the decoder of damaged files raises almost anything
