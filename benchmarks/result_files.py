@@ -75,16 +75,16 @@ def identity(row: Row) -> tuple[Any, ...]:
 
 def name(row: Row) -> str:
     """What ran, without its input: "conv3x3, 256 channels, forward"."""
+    half = ["bf16"] if row["device"] == "cpu" and row["dtype"] == "bfloat16" else []
     if "model" in row:
-        return row["model"]
+        return ", ".join([row["model"], *half])
     parts = [row["op"]]
     if row.get("channels") not in (None, row["classes"]):
         parts.append(f"{row['channels']} channels")
     parts.append("forward + backward" if row["backward"] else "forward")
     if row["layout"] == "nchw":
         parts.append("NCHW")
-    if row["device"] == "cpu" and row["dtype"] == "bfloat16":
-        parts.append("bf16")
+    parts += half
     if "processes" in row:
         parts.append(f"{row['processes']} processes")
     return ", ".join(parts)

@@ -22,8 +22,8 @@ from benchmarks.work import Work
 from psp_fast import ops
 from psp_fast.ops import reference
 
-SHORT, LONG = 0.05, 0.25
-"""Seconds below which one run does not tell how long a run takes, and from which its first run does."""
+SHORT = 0.05
+"""Seconds below which one run does not tell how long a run takes."""
 Peaks = Callable[[str], dict[str, int]]
 
 
@@ -64,10 +64,9 @@ class Trial(NamedTuple):
 
 
 def tried(call: Call) -> Trial:
-    """Run an implementation with a look at its memory and the clock, a second time where that does not take long."""
+    """Run an implementation with a look at its memory and the clock; the first run is cold and tells nothing."""
+    call()
     result, seconds, peak = _watched(call)
-    if seconds < LONG:
-        result, seconds, peak = _watched(call)
     if seconds < SHORT:
         seconds = least(call, 5)
     return Trial(_copies(result), seconds, peak)

@@ -147,7 +147,7 @@ def _predict(arguments: list[str]) -> int:
 
     ranks = distributed.start(config.device)
     trained = run.load_trained(checkpoint, ranks.device)
-    for path in predict(trained, positional[1:], Path(config.out or "predictions"), config.eval, ranks.device):
+    for path in predict(trained, positional[1:], Path(config.out or "predictions"), config, ranks.device):
         print(path)
     return 0
 

@@ -37,6 +37,9 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+MULTI_SCALE = ["--eval.mirror=true", "--eval.scales=[0.5,1]", "--eval.base_size=[64,48]", "--eval.average=logits"]
+
+
 def train(*more, classes=CLASSES):
     (recipe := __import__("pathlib").Path("mine.yaml")).write_text(f"data: {{root: ., classes: {classes}}}\n")
     return main(["train", str(recipe), *OPTIONS, "--train.steps=2", *more])
@@ -50,7 +53,7 @@ def test_train_resume_evaluate_predict_on_a_users_own_images(tree, capsys):
     assert train("--out=run") == 0
     assert "picture: run/examples.png" in capsys.readouterr().out
     assert main(["train", "--resume", "run"]) == 0
-    assert main(["evaluate", "run/best.pth", "--eval.mode=slide", "--eval.crop=[33,33]"]) == 0
+    assert main(["evaluate", "run/best.pth", "--eval.mode=slide", "--eval.crop=[33,33]", *MULTI_SCALE]) == 0
     assert "ground" in capsys.readouterr().out
     measures = json.loads((tree / "run" / "evaluation.json").read_text())
     assert set(measures["classes"]) == {"sky", "ground"}
@@ -169,6 +172,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tree, capsys):
         (["check-data", "ade20k"], "there is no annotations in it or ADEChallengeData2016"),
         (["train", "--augment.cat_max_ratio=0"], "augment.cat_max_ratio must be in (0, 1]"),
         (["train", "--eval.stride=2"], "eval.stride must be in (0, 1]"),
+        (["train", "--eval.scales=[1,0]"], "eval.scales must be one or more positive numbers, got [1.0, 0.0]"),
+        (["train", "--eval.base_size=0"], "eval.base_size must be at least 1 pixel, or null, got 0"),
         (["train", "--train.batch_size=1", "--train.workers=0", "--device=cpu"], "ppm.features.0.2"),
         (["train", "--model.layers=19"], "layers must be one of"),
         (["train", "--device=tpu"], "device 'tpu'"),

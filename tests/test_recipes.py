@@ -12,6 +12,7 @@ from psp_fast.configs.loading import RECIPES
 from psp_fast.data import LAYOUTS
 from psp_fast.engine.run import build_model
 from psp_fast.engine.samples import build_train_transform
+from psp_fast.engine.windows import window_starts
 from psp_fast.normalisation import MEAN, STD
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
@@ -52,6 +53,7 @@ def test_the_papers_and_semsegs_numbers(recipe, crop, steps, base_size, splits):
     assert (optim.power, optim.min_lr) == (0.9, 0)
     assert (train.steps, train.batch_size, train.aux_weight, train.loss_mean) == (steps, 16, 0.4, "valid")
     assert (test.mode, test.crop, test.base_size, test.absent) == ("slide", (crop, crop), base_size, "zero")
+    assert (test.average, test.scales, test.mirror) == ("probabilities", [1.0], True)
     assert test.stride == pytest.approx(2 / 3, abs=1e-12)
 
 
@@ -74,7 +76,9 @@ def test_mmsegmentations_numbers(recipe, crop, base_scale, steps, batch_size, sp
     assert (optim.lr, optim.head_lr_factor, optim.weight_decay, optim.momentum) == (0.01, 1, 5e-4, 0.9)
     assert (optim.power, optim.min_lr) == (0.9, 1e-4)
     assert (train.steps, train.batch_size, train.aux_weight, train.loss_mean) == (steps, batch_size, 0.4, "all")
-    assert (config.eval.mode, config.eval.absent) == ("whole", "skip")
+    test = config.eval
+    assert (test.mode, test.average, test.absent) == ("whole", "logits", "skip")
+    assert (test.base_size, test.scales, test.mirror) == (base_scale, [1.0], False)
 
 
 @pytest.mark.parametrize("recipe", [name for s in ("ade20k", "voc", "cityscapes") for name in (s, f"{s}_mmseg")])
@@ -128,10 +132,20 @@ def test_table_3_has_the_depths():
 
 
 def test_table_4_goes_step_by_step():
-    baseline, augmented, auxiliary, pyramid, deep = table(4)
+    baseline, augmented, auxiliary, pyramid, deep, multi_scale = table(4)
     augment = baseline.augment
     assert (augment.scale, augment.mirror, augment.degrees, augment.blur) == ((1.0, 1.0), False, 0, False)
     assert augmented.augment == parse("ade20k").augment
     assert [config.train.aux_weight for config in (baseline, augmented, auxiliary)] == [0, 0, 0.4]
     assert not (auxiliary.model.use_ppm or baseline.model.use_ppm or augmented.model.use_ppm)
     assert pyramid == parse("ade20k") and deep.model.layers == 269
+    assert deep.eval == pyramid.eval and multi_scale.model == deep.model
+    assert (multi_scale.eval.scales, multi_scale.eval.mirror) == ([0.5, 0.75, 1, 1.25, 1.5, 1.75], True)
+
+
+def test_mmsegmentations_crops_of_769_are_513_apart():
+    (options,) = (options for _, _, _, *options in COMMANDS if "[769, 769]" in options)
+    config = parse("cityscapes_mmseg", *options)
+    assert (config.augment.crop, config.eval.crop, config.model.align_corners) == ((769, 769), (769, 769), True)
+    assert config.augment.base_scale == config.eval.base_size == (2049, 1025)
+    assert window_starts(2049, 769, config.eval.stride) == [0, 513, 1026, 1280]

@@ -24,12 +24,9 @@ _MMSEG_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "align_corners": {"True": {"align_corners": True}, "False": {"align_corners": False}},
     "contract_dilation": {"False": {"dilation": "semseg"}},
     "style": {"caffe": {"stride_in_1x1": True}},
-    "dilations": {
-        "1, 1, 2, 4": {"output_stride": 8},
-        "1, 1, 1, 2": {"output_stride": 16},
-        "1, 1, 1, 1": {"output_stride": 32},
-    },
 }
+_MMSEG_DILATIONS: dict[tuple[int, ...], int] = {(1, 1, 2, 4): 8, (1, 1, 1, 2): 16, (1, 1, 1, 1): 32}
+"""Of the four stages, and the output stride they make."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,8 @@ def read_weights(path: Paths) -> Weights:
             options |= _of_mmseg_config(first, options)
         options |= _described(first)
         mean, std = _normalisation(first) or (layout.mean, layout.std)
+        if layout.name == "mmsegmentation":
+            mean, std = _of_mmseg_images(first, state, mean, std)
         classes, palette = _classes(first)
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{source}: what it says of its network is damaged: {error}") from error
@@ -117,17 +116,46 @@ def _described(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_mmseg_config(content: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """What the text of mmsegmentation's configuration, where the file has it, says of PSPNet's arguments."""
-    meta = content.get("meta")
-    text = str(meta.get("cfg", meta.get("config", ""))) if isinstance(meta, Mapping) else ""
+    text = _mmseg_text(content)
     found: dict[str, Any] = {}
     for name, meanings in _MMSEG_SETTINGS.items():
-        values = set(re.findall(rf"""\b{name}["']?\s*[=:]\s*(\([^()]*\)|["']?\w+)""", text))
-        values = {value.strip("\"'(), ") for value in values}
+        values = set(re.findall(rf"""\b{name}["']?\s*[=:]\s*["']?(\w+)""", text))
         if len(values) == 1:  # where the text is of one mind
             found |= meanings.get(values.pop(), {})
+    if bins := _mmseg_numbers(text, "pool_scales"):
+        found["bins"] = tuple(map(int, bins))
+    if dilations := _mmseg_numbers(text, "dilations"):
+        stages = tuple(map(int, dilations))
+        found["output_stride"] = _MMSEG_DILATIONS.get(stages, f"that of dilations {stages}")  # which no PSPNet has
     if found.get("dilation") == "semseg" and options.get("layers", 50) < 50:
         found["dilation"] = "mmseg with contract_dilation=False"  # whose basic blocks PSPNet does not have
     return found
+
+
+def _of_mmseg_images(
+    content: Mapping[str, Any], state: dict[str, Tensor], mean: Colour, std: Colour
+) -> tuple[Colour, Colour]:
+    """Mean and std, RGB, where mmsegmentation's configuration has others; a first convolution for BGR is turned."""
+    text = _mmseg_text(content)
+    bgr = re.search(r"""\b(?:bgr_)?to_rgb["']?\s*[=:]\s*False""", text) is not None
+    colours = [_mmseg_numbers(text, name) or given for name, given in (("mean", mean), ("std", std))]
+    if bgr:
+        state["layer0.0.weight"] = state["layer0.0.weight"].flip(1)
+        colours = [colour[::-1] for colour in colours]
+    (r, g, b), (x, y, z) = colours
+    return (r, g, b), (x, y, z)
+
+
+def _mmseg_text(content: Mapping[str, Any]) -> str:
+    meta = content.get("meta")
+    return str(meta.get("cfg", meta.get("config", ""))) if isinstance(meta, Mapping) else ""
+
+
+def _mmseg_numbers(text: str, name: str) -> tuple[float, ...] | None:
+    """The numbers of a list or tuple, which may be over several lines; None where it is not said, or not only one."""
+    lists = re.findall(rf"""\b{name}["']?\s*[=:]\s*[\[(]([^\[\]()]*)[\])]""", text)
+    values = {tuple(float(number) for number in re.findall(r"[-+.\deE]+", numbers)) for numbers in lists}
+    return values.pop() if len(values) == 1 else None
 
 
 def _normalisation(content: Mapping[str, Any]) -> tuple[Colour, Colour] | None:

@@ -9,7 +9,9 @@ from psp_fast.errors import ConfigError
 def check(config: Config) -> None:
     """Raise ConfigError for the first field whose value cannot work."""
     train, optim, evaluation, augment = config.train, config.optim, config.eval, config.augment
-    rules = {
+    base_size = evaluation.base_size
+    shortest = 1 if base_size is None else base_size if isinstance(base_size, int) else min(base_size)
+    rules: dict[str, tuple[object, bool, str]] = {
         "train.steps": (train.steps, train.steps >= 1, "at least 1"),
         "train.batch_size": (train.batch_size, train.batch_size >= 1, "at least 1"),
         "train.workers": (train.workers, train.workers >= 0, "at least 0"),
@@ -26,6 +28,9 @@ def check(config: Config) -> None:
         "augment.std": (augment.std, min(augment.std) > 0, "positive"),
         "eval.crop": (evaluation.crop, min(evaluation.crop) >= 1, "at least 1 pixel each way"),
         "eval.stride": (evaluation.stride, 0 < evaluation.stride <= 1, "in (0, 1]: the window's step over its size"),
+        "eval.scales": (evaluation.scales, min(evaluation.scales, default=0) > 0, "one or more positive numbers"),
+        "eval.base_size": (base_size, shortest >= 1, "at least 1 pixel, or null"),
+        "eval.batch_size": (evaluation.batch_size, evaluation.batch_size >= 1, "at least 1"),
     }
     for name, (value, fits, wanted) in rules.items():
         if not fits:

@@ -189,20 +189,33 @@ class TrainConfig:
 
 @dataclass
 class EvalConfig:
-    """How images are evaluated and predicted.
+    """How images are evaluated and predicted: semseg's tests are mode slide, a base_size, and mirror.
+
+    Images are resized bilinearly without anti-aliasing, as OpenCV does in semseg and mmseg.
 
     Args:
         mode: the whole image at once, or crops in a sliding window.
         crop: height and width of the window in pixels.
-        stride: step of the window over its size, in (0, 1].
-        base_size: resize the long side to this many pixels first; null keeps the size.
+        stride: step of the window over its size, in (0, 1]; the step in pixels is rounded up.
+        average: what overlapping crops average. probabilities (semseg): the softmax of every crop, also over scales and
+            mirrors; an image smaller than the crop is padded with the mean around it. logits (mmseg): softmax comes
+            after resizing to the image's size; the crop shrinks to a smaller image.
+        scales: sizes of the image to average over; the paper's multi-scale test is 0.5, 0.75, 1, 1.25, 1.5, 1.75.
+        mirror: average every crop with its mirror image.
+        base_size: the size of scale 1: the long side in pixels (semseg), or the long and short sides that the image is
+            fitted into (mmseg); null keeps the image's own.
+        batch_size: crops that go through the network at once; mirrored ones count.
         absent: a class in neither labels nor predictions counts 0 in the mean IoU (semseg), or is left out (mmseg).
     """
 
     mode: Literal["whole", "slide"] = "whole"
     crop: tuple[int, int] = (473, 473)
     stride: float = 2 / 3
-    base_size: int | None = None
+    average: Literal["probabilities", "logits"] = "probabilities"
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    mirror: bool = False
+    base_size: int | tuple[int, int] | None = None
+    batch_size: int = 2
     absent: Literal["zero", "skip"] = "skip"
 
 

@@ -7,7 +7,7 @@ from psp_fast.data.lists import ListDataset
 from psp_fast.data.official import LAYOUTS, folder_dataset, official_dataset
 from psp_fast.data.palette import default_palette
 from psp_fast.data.scenes import Scenes
-from psp_fast.data.transforms import MEAN, STD, eval_transform, train_transform
+from psp_fast.data.transforms import MEAN, STD, train_transform
 
 __all__ = [
     "IGNORE",
@@ -20,7 +20,6 @@ __all__ = [
     "Transform",
     "check_dataset",
     "default_palette",
-    "eval_transform",
     "folder_dataset",
     "official_dataset",
     "read_image",

@@ -51,16 +51,6 @@ def train_transform(
     raise ConfigError(f"there is no augmentation preset {preset!r}; choose 'semseg' or 'mmseg'")
 
 
-def eval_transform(*, base_size: int | None = None, mean: Colour = MEAN, std: Colour = STD) -> Transform:
-    """Whole images, normalised; with `base_size` resized so that the long side has that many pixels.
-
-    Labels keep their own size, at which evaluation compares.
-    """
-    if base_size is not None and base_size < 1:
-        raise ConfigError(f"base_size must be at least 1 pixel but is {base_size}")
-    return WholeImage(base_size, mean, std)
-
-
 class Window(NamedTuple):
     """A rectangle of pixels: rows top..bottom-1, columns left..right-1."""
 
@@ -148,22 +138,6 @@ class MmsegTrain:
             image, label = image[:, ::-1], label[:, ::-1]
         image = distort_colours(image, rng)
         return padded(normalise(image, self.mean, self.std), label, self.crop, 0, 0)
-
-
-@dataclass(frozen=True)
-class WholeImage:
-    """The whole image, resized to a long side of `base_size` where given, and normalised. The label keeps its size."""
-
-    base_size: int | None = None
-    mean: Colour = MEAN
-    std: Colour = STD
-
-    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        if self.base_size is not None:
-            height, width = image.shape[:2]
-            ratio = self.base_size / max(height, width)
-            image = resize_bilinear(image, (max(round(height * ratio), 1), max(round(width * ratio), 1)))
-        return normalise(image, self.mean, self.std), label.astype(np.int64)
 
 
 def resize_bilinear(image: np.ndarray, size: tuple[int, int], window: Window | None = None) -> np.ndarray:

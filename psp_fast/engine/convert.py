@@ -16,6 +16,7 @@ from psp_fast.configs import Config, config_from_dict
 from psp_fast.data import LAYOUTS, default_palette
 from psp_fast.errors import CheckpointError, ConfigError
 from psp_fast.models import PSPNet
+from psp_fast.normalisation import MEAN, STD
 
 TARGETS = ("psp_fast", "semseg", "mmseg")
 
@@ -45,7 +46,7 @@ def convert(paths: Sequence[str], out: Path, target: str, config: Config | None,
     if not weights.whole:
         if target != "psp_fast":
             raise CheckpointError(f"{weights.source} holds a backbone alone: it is written as psp_fast's only")
-        save_checkpoint({"state_dict": weights.state}, out)
+        save_checkpoint({"config": {"model": dict(weights.options)}, "state_dict": weights.state}, out)
         return f"{read}, a backbone\nwritten to {out}: PSPNet(pretrained={str(out)!r}, {_arguments(weights.options)})"
     model = PSPNet.from_weights(weights, **overrides)
     read = f"{read}, PSPNet({_arguments({**weights.options, **overrides})})"
@@ -54,6 +55,8 @@ def convert(paths: Sequence[str], out: Path, target: str, config: Config | None,
         save_checkpoint({"meta": {"cfg": needed}, "state_dict": state}, out)
         return f"{read}\nwritten to {out}, for mmsegmentation's\n{needed}"
     if target == "semseg":
+        if not np.allclose((weights.mean, weights.std), (MEAN, STD), rtol=1e-3):
+            raise CheckpointError(f"semseg normalises by {MEAN} and {STD}, not by {weights.mean} and {weights.std}")
         save_checkpoint({"state_dict": to_semseg(model)}, out)
         return f"{read}\nwritten to {out}"
     save_checkpoint(_described(model, weights, config), out)
@@ -66,11 +69,15 @@ def _described(model: PSPNet, weights: Weights, config: Config | None) -> dict[s
     base = saved if config is None else config
     options = {name: value for name, value in model.options.items() if hasattr(base.model, name)}
     network = dataclasses.replace(base.model, **{**options, "bins": list(options["bins"]), "pretrained": False})
+    if network.layers < 50:  # which have no blocks that could be computed again
+        network = dataclasses.replace(network, recompute=False)
     data, named = base.data, LAYOUTS.get(base.data.dataset)
     known = named.classes if named else data.classes or weights.classes
     classes = list(known or [f"class {i}" for i in range(model.options["classes"])])
     if len(classes) != model.options["classes"]:
         raise ConfigError(f"{weights.source} has {model.options['classes']} classes, not {len(classes)}")
+    if weights.classes is not None and list(weights.classes) != classes and set(weights.classes) == set(classes):
+        raise ConfigError(f"{weights.source} has the recipe's classes in another order: {list(weights.classes)}")
     palette = named.palette.tolist() if named else data.palette or weights.palette or default_palette(len(classes))
     if data.dataset in ("list", "folder"):
         data = dataclasses.replace(data, classes=classes)

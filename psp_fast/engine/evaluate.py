@@ -26,7 +26,7 @@ def evaluate(model: PSPNet, dataset: Dataset, config: Config, ranks: Ranks) -> M
     classes = len(dataset.classes)
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=ranks.device)
     bar = tqdm(
-        evaluation_samples(config, dataset, ranks.rank, ranks.world),
+        evaluation_samples(dataset, range(ranks.rank, len(dataset), ranks.world), config.train.workers),
         "evaluate",
         unit="image",
         disable=not ranks.main,
@@ -37,6 +37,6 @@ def evaluate(model: PSPNet, dataset: Dataset, config: Config, ranks: Ranks) -> M
             if isinstance(sample, DataError):
                 raise sample
             image, target, _ = sample
-            prediction = label_map(model, image.to(ranks.device), tuple(target.shape), config.eval)
+            prediction = label_map(model, image.to(ranks.device), config)
             confusion += confusion_matrix(target.to(ranks.device), prediction, classes)
     return Metrics.from_confusion(ranks.sum(confusion), dataset.classes, config.eval.absent)

@@ -1,68 +1,130 @@
-"""Label maps of images of any size: the whole image at once, or in a sliding window."""
+"""Label maps of images of any size: whole images or sliding windows, at several scales, mirrored or not."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from psp_fast.configs import EvalConfig
+from psp_fast.configs import Config
+from psp_fast.engine.resampling import Axis, resized
+from psp_fast.engine.scores import ScoreRows, classes_of
+from psp_fast.engine.windows import Grid, make_grid, read_crop
 from psp_fast.models import PSPNet
+
+_BAND = 32  # rows of the label map made at once
+_BYTES = 1 << 30  # of scores kept at once; a wider image is evaluated in strips of columns
 
 
 @torch.no_grad()
-def label_map(model: PSPNet, image: Tensor, size: tuple[int, int], config: EvalConfig) -> Tensor:
-    """Class ids (H, W) of one image.
+def label_map(model: PSPNet, image: Tensor, config: Config, most_bytes: int = _BYTES) -> Tensor:
+    """Class ids (H, W) of an image of any size: uint8 up to 256 classes, else int64.
+
+    What a window sees and what is averaged, `EvalConfig` says. Scores exist for a band of rows at a time, so that a
+    sliding window needs memory for the image, a few crops and `most_bytes`, however large the image is; where they
+    allow no whole row of the image, it is evaluated in strips, and crops on the border of two are computed twice.
 
     Args:
         model: in eval mode.
-        image: (3, h, w) float32, normalised, on the model's device.
-        size: (H, W) of the result; where the image has another size, its scores are resized to it.
-        config: whole image or sliding window.
+        image: (H, W, 3) uint8 RGB, on the model's device.
+        config: its fields eval, and mean and std of augment.
+        most_bytes: of scores to keep.
     """
-    batch = image[None].contiguous(memory_format=torch.channels_last)
-    if config.mode == "whole" and tuple(size) == tuple(image.shape[1:]):
-        return model.predict(batch)[0]
-    scores = (
-        _scores(model, batch) if config.mode == "whole" else sliding_window(model, batch, config.crop, config.stride)
+    image = image.permute(2, 0, 1)
+    views = _views(model, image, config)
+    if _is_plain(views, image):
+        grid = views[0].grid
+        return model.predict(read_crop(image, grid, 0, 0, config.augment)[None])[0]
+    labels = torch.empty(
+        image.shape[1:], dtype=torch.uint8 if classes_of(model) <= 256 else torch.int64, device=image.device
     )
-    if tuple(size) != tuple(scores.shape[2:]):
-        scores = F.interpolate(scores.float(), size, mode="bilinear", align_corners=False)
-    return scores[0].argmax(0)
+    for columns in _strips(model, image, config, views, most_bytes):
+        streams = [view.stream(model, image, config, columns) for view in views]
+        for top in range(0, image.shape[1], _BAND):
+            rows = top, min(top + _BAND, image.shape[1])
+            labels[rows[0] : rows[1], columns[0] : columns[1]] = _mean_scores(views, streams, rows, columns).argmax(0)
+    return labels
 
 
-def sliding_window(model: PSPNet, image: Tensor, crop: tuple[int, int], stride: float) -> Tensor:
-    """Mean class probabilities (1, C, H, W) of overlapping crops of image (1, 3, H, W).
+@dataclass(frozen=True)
+class View:
+    """One way of looking at the image: a grid of crops, mirrored, as they are, or both; and the way back.
 
-    An image smaller than the crop is padded around its centre with 0, the mean. Windows are ceil(crop * stride) apart;
-    the last ones are moved back to end at the border.
+    Args:
+        grid: the crops.
+        flips: for every crop, whether it is taken as it is (False), mirrored (True), or both.
+        axes: from the scores' rows and columns to the label map's.
+        softmax: the resized scores are logits that become probabilities before views are averaged.
     """
-    height, width = image.shape[2:]
-    (crop_h, crop_w), (pad_h, pad_w) = crop, [max(c - s, 0) for c, s in zip(crop, (height, width), strict=True)]
-    top, left = pad_h // 2, pad_w // 2
-    padded = F.pad(image, (left, pad_w - left, top, pad_h - top))
-    total, count = None, image.new_zeros((1, 1, *padded.shape[2:]))
-    for y in window_starts(padded.shape[2], crop_h, stride):
-        for x in window_starts(padded.shape[3], crop_w, stride):
-            probabilities = _scores(model, padded[:, :, y : y + crop_h, x : x + crop_w]).float().softmax(1)
-            if total is None:
-                total = probabilities.new_zeros((1, probabilities.shape[1], *padded.shape[2:]))
-            total[:, :, y : y + crop_h, x : x + crop_w] += probabilities
-            count[:, :, y : y + crop_h, x : x + crop_w] += 1
-    assert total is not None
-    return (total / count)[:, :, top : top + height, left : left + width]
+
+    grid: Grid
+    flips: tuple[bool, ...]
+    axes: tuple[Axis, Axis]
+    softmax: bool
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of scores that a band of the label map reads, at most."""
+        return min(_BAND * self.axes[0].before // self.axes[0].after + 3, self.axes[0].before)
+
+    def stream(self, model: PSPNet, image: Tensor, config: Config, columns: tuple[int, int]) -> ScoreRows:
+        """This view's scores for a range of the label map's columns."""
+        return ScoreRows(model, image, config, self.grid, self.flips, self.axes[1].reads(*columns), self.most_rows)
+
+    def scores(self, stream: ScoreRows, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+        """(C, rows, columns) float32 for a part of the label map."""
+        read = self.axes[0].reads(*rows)
+        found = resized(stream.read(*read), self.axes, rows, columns, (read[0], stream.columns[0]))
+        return found.softmax(0) if self.softmax else found
 
 
-def _scores(model: PSPNet, image: Tensor) -> Tensor:
-    """Logits at the image's size, whatever the model's zoom_factor."""
-    logits = model(image)
-    if logits.shape[2:] == image.shape[2:]:
-        return logits
-    return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=model.align_corners)
+def _views(model: PSPNet, image: Tensor, config: Config) -> list[View]:
+    """Of probabilities one view a scale; of logits mirrored ones besides, as softmax comes after resizing."""
+    evaluation, shape = config.eval, (image.shape[1], image.shape[2])
+    logits = evaluation.average == "logits"
+    both = (False, True) if evaluation.mirror else (False,)
+    several = len(evaluation.scales) * len(both) > 1
+    views = []
+    for scale in evaluation.scales:
+        for flips in [(flip,) for flip in both] if logits else [both]:
+            grid = make_grid(shape, scale, evaluation, mirrored=flips == (True,))
+            corners = logits and model.align_corners
+            axes = Axis(grid.size[0], shape[0], corners), Axis(grid.size[1], shape[1], corners)
+            views.append(View(grid, flips, axes, softmax=logits and several))
+    return views
+
+
+def _is_plain(views: list[View], image: Tensor) -> bool:
+    """Whether nothing is averaged or resized, so that the model's own prediction is the result."""
+    grid = views[0].grid
+    return len(views) == 1 and views[0].flips == (False,) and grid.crop == grid.size == tuple(image.shape[1:])
+
+
+def _strips(
+    model: PSPNet, image: Tensor, config: Config, views: list[View], most_bytes: int
+) -> Iterator[tuple[int, int]]:
+    """Ranges of columns of the label map whose scores fit into most_bytes; all columns where crops are whole images."""
+    width = image.shape[2]
+    a_column = sum(
+        4 * classes_of(model) * (view.grid.crop[0] + view.most_rows) * view.axes[1].before / width for view in views
+    )
+    strip = width if config.eval.mode == "whole" else min(max(int(most_bytes / a_column), 1), width)
+    count = -(-width // strip)
+    for i in range(count):
+        yield i * width // count, (i + 1) * width // count
+
+
+def _mean_scores(
+    views: list[View], streams: list[ScoreRows], rows: tuple[int, int], columns: tuple[int, int]
+) -> Tensor:
+    """Sum over the views; its maximum is the mean's."""
+    total = views[0].scores(streams[0], rows, columns)
+    for view, stream in zip(views[1:], streams[1:], strict=True):
+        total += view.scores(stream, rows, columns)
+    return total
 
 
 @contextmanager
@@ -75,10 +137,3 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def window_starts(length: int, crop: int, stride: float) -> list[int]:
-    """First pixels of the windows of `crop` pixels that cover `length` pixels, ceil(crop * stride) apart."""
-    step = math.ceil(crop * stride)
-    windows = math.ceil(max(length - crop, 0) / step) + 1
-    return [min(i * step, max(length - crop, 0)) for i in range(windows)]

@@ -13,12 +13,17 @@ from torch import Tensor
 
 from psp_fast.files import write_text
 
+_CHUNK = 1 << 22  # pixels counted at once, whose pairs need 8 bytes each
+
 
 def confusion_matrix(target: Tensor, prediction: Tensor, classes: int) -> Tensor:
     """(classes, classes) int64 pixel counts, rows the true class, columns the predicted, without ignored pixels."""
-    valid = target < classes
-    pairs = target[valid].long() * classes + prediction[valid].long()
-    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=target.device)
+    for truth, found in zip(target.flatten().split(_CHUNK), prediction.flatten().split(_CHUNK), strict=True):
+        valid = truth < classes
+        pairs = truth[valid].long() * classes + found[valid].long()
+        counts += torch.bincount(pairs, minlength=classes * classes)
+    return counts.view(classes, classes)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from psp_fast.configs import Config
-from psp_fast.data import Dataset, eval_transform, write_png
+from psp_fast.data import Dataset, write_png
 from psp_fast.engine.inference import label_map
 from psp_fast.models import PSPNet
 from psp_fast.pictures import comparison
@@ -52,12 +52,10 @@ def _series(history: Sequence[dict[str, float]], key: str) -> tuple[list[float],
 
 def examples(models: dict[str, PSPNet], dataset: Dataset, config: Config, device: torch.device) -> Image.Image:
     """Image, truth and each model's prediction for a few samples of the data set; the models are in eval mode."""
-    transform = eval_transform(base_size=config.eval.base_size, mean=config.augment.mean, std=config.augment.std)
     rows = []
     for index in np.linspace(0, len(dataset) - 1, min(_EXAMPLES, len(dataset))).astype(int):
         image, label = dataset.load(int(index))
-        tensor, _ = transform(image, label, np.random.default_rng(0))
-        batch = torch.from_numpy(tensor).to(device)
-        found = [label_map(model, batch, label.shape, config.eval).cpu().numpy() for model in models.values()]
+        pixels = torch.from_numpy(image).to(device)
+        found = [label_map(model, pixels, config).cpu().numpy() for model in models.values()]
         rows.append([image, label, *found])
     return comparison(["image", "truth", *models], rows, dataset.classes, dataset.palette)

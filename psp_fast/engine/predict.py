@@ -6,28 +6,25 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from psp_fast.configs import EvalConfig
-from psp_fast.data import eval_transform, read_image, write_png
+from psp_fast.configs import Config
+from psp_fast.data import read_image, write_png
 from psp_fast.engine.inference import label_map
 from psp_fast.engine.run import Trained
 from psp_fast.errors import DataError
 from psp_fast.pictures import overlay
 
 
-def predict(
-    trained: Trained, images: Sequence[str], folder: Path, config: EvalConfig, device: torch.device
-) -> list[Path]:
+def predict(trained: Trained, images: Sequence[str], folder: Path, config: Config, device: torch.device) -> list[Path]:
     """Write <name>_labels.png (class ids, with the palette) and <name>_overlay.png into folder for every image.
 
     Args:
         trained: the model with its classes and palette.
         images: files of any size and mode that Pillow reads.
         folder: made when missing.
-        config: whole image or sliding window.
+        config: its fields eval, and mean and std of augment.
         device: the model's.
 
     Returns:
@@ -43,14 +40,10 @@ def predict(
             f"{count} of the images are called {stem!r}: their results in {folder} would overwrite each other; use "
             "two calls"
         )
-    augment = trained.config.augment
-    transform = eval_transform(base_size=config.base_size, mean=augment.mean, std=augment.std)
     written = []
     for path in tqdm(paths, "predict", unit="image"):
         pixels = read_image(path)
-        tensor, _ = transform(pixels, np.zeros(pixels.shape[:2], np.uint8), np.random.default_rng(0))
-        found = label_map(trained.model, torch.from_numpy(tensor).to(device), pixels.shape[:2], config)
-        labels = found.to(torch.uint8).cpu().numpy()
+        labels = label_map(trained.model, torch.from_numpy(pixels).to(device), config).cpu().numpy()
         write_png(folder / f"{path.stem}_labels.png", labels, trained.palette)
         written.append(folder / f"{path.stem}_overlay.png")
         write_png(written[-1], overlay(pixels, labels, trained.classes, trained.palette))

@@ -18,7 +18,6 @@ from psp_fast.data import (
     ListDataset,
     Scenes,
     Transform,
-    eval_transform,
     folder_dataset,
     official_dataset,
     train_transform,
@@ -124,10 +123,10 @@ def training_batches(config: Config, dataset: Dataset, start: int, rank: int, wo
 
 
 class EvaluationSamples(TorchDataset):
-    """Whole images (3, h, w) with their labels (H, W) and positions, or the DataError of one that cannot be used."""
+    """Images (H, W, 3) uint8 with their labels (H, W) uint8 and positions, or the DataError of one that is unusable."""
 
-    def __init__(self, dataset: Dataset, transform: Transform) -> None:
-        self.dataset, self.transform = dataset, transform
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -137,19 +136,17 @@ class EvaluationSamples(TorchDataset):
             image, label = self.dataset.load(index)
         except DataError as error:
             return error
-        image, label = self.transform(image, label, np.random.default_rng(0))
         return torch.from_numpy(image), torch.from_numpy(label), index
 
 
-def evaluation_samples(config: Config, dataset: Dataset, rank: int, world: int) -> DataLoader:
-    """This process's share of the data set, a sample at a time."""
-    augment = config.augment
-    transform = eval_transform(base_size=config.eval.base_size, mean=augment.mean, std=augment.std)
+def evaluation_samples(dataset: Dataset, indices: Sequence[int], workers: int) -> DataLoader:
+    """These samples of the data set, one at a time; a worker keeps one ready, as images may be large."""
     return DataLoader(
-        EvaluationSamples(dataset, transform),
+        EvaluationSamples(dataset),
         batch_size=None,
-        sampler=range(rank, len(dataset), world),
-        num_workers=config.train.workers,
+        sampler=indices,
+        num_workers=workers,
+        prefetch_factor=1 if workers else None,
     )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from psp_fast.configs import Config
-from psp_fast.data import eval_transform, read_image, write_png
+from psp_fast.data import read_image, write_png
 from psp_fast.data.official import cityscapes
 from psp_fast.engine.inference import label_map
 from psp_fast.engine.run import Trained
@@ -23,7 +22,7 @@ def submit(trained: Trained, config: Config, folder: Path, device: torch.device)
 
     Args:
         trained: a network of the 19 classes.
-        config: its fields data.root and eval.
+        config: its fields data.root, eval, and mean and std of augment.
         folder: made when missing.
         device: the model's.
 
@@ -33,12 +32,9 @@ def submit(trained: Trained, config: Config, folder: Path, device: torch.device)
     """
     if tuple(trained.classes) != cityscapes.LAYOUT.classes:
         raise ConfigError(f"submit is for networks of Cityscapes' 19 classes, not of {', '.join(trained.classes)}")
-    augment, written = trained.config.augment, []
-    transform = eval_transform(base_size=config.eval.base_size, mean=augment.mean, std=augment.std)
+    written = []
     for path in tqdm(cityscapes.images_to_submit(Path(config.data.root)), "submit", unit="image"):
-        pixels = read_image(path)
-        tensor, _ = transform(pixels, np.zeros(pixels.shape[:2], np.uint8), np.random.default_rng(0))
-        found = label_map(trained.model, torch.from_numpy(tensor).to(device), pixels.shape[:2], config.eval)
+        found = label_map(trained.model, torch.from_numpy(read_image(path)).to(device), config)
         written.append(folder / path.name)
         write_png(written[-1], cityscapes.submitted(found.cpu().numpy()))
     return written

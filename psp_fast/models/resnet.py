@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
     recompute = False
-    """Compute the block again in backward, to keep less of it in memory."""
+    """Compute the block again in backward, to keep less of it in memory; no effect where the block is not one op."""
 
     def __init__(self, in_channels: int, channels: int, geometry: Geometry) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from psp_fast.checkpoints import read_weights
 from psp_fast.checkpoints.architecture import infer_options
 from psp_fast.checkpoints.exporting import to_mmseg
 from psp_fast.errors import CheckpointError
+from psp_fast.normalisation import MEAN
 from tests.checkpoints.files import write_pdparams
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -125,6 +126,8 @@ def test_mmsegmentations_conventions_are_set_on_the_model(tmp_path):
         ("{'align_corners': True, 'style': 'caffe'}", {"align_corners": True, "stride_in_1x1": True}),
         ("decode_head=dict(align_corners=True), auxiliary_head=dict(align_corners=False)", {"align_corners": False}),
         ("dilations=(1, 1, 1, 2), contract_dilation=False", {"output_stride": 16, "dilation": "semseg"}),
+        ("dilations=(\n        1,\n        1,\n        1,\n        2,\n    ),", {"output_stride": 16}),
+        ("{'dilations': [1, 1, 1, 2], 'pool_scales': [1, 2, 4, 8]}", {"output_stride": 16, "bins": (1, 2, 4, 8)}),
         ("style='pytorch', contract_dilation=True", {"stride_in_1x1": False, "dilation": "mmseg"}),
         ("", {"align_corners": False, "stride_in_1x1": False, "dilation": "mmseg"}),
     ],
@@ -140,6 +143,7 @@ def test_mmsegmentations_configuration_in_the_file(tmp_path, text, expected):
     ("text", "message"),
     [
         ("backbone=dict(dilations=(1, 1, 1, 1), strides=(1, 2, 2, 2))", "output_stride must be .* got 32"),
+        ("backbone=dict(dilations=(1, 2, 2, 4))", r"output_stride must be .* got 'that of dilations \(1, 2, 2, 4\)'"),
         (
             "backbone=dict(depth=18, contract_dilation=False)",
             "dilation must be .* got 'mmseg with contract_dilation=False'",
@@ -150,6 +154,22 @@ def test_networks_of_mmsegmentation_that_pspnet_cannot_be(tmp_path, text, messag
     save_mmseg(tmp_path / "a.pth", {"config": text})
     with pytest.raises(CheckpointError, match=rf"a\.pth \(mmsegmentation's layout\): .*{message}"):
         PSPNet.from_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("said", ["bgr_to_rgb=False", "'to_rgb': False"])
+def test_mmsegmentations_normalisation_in_the_file(tmp_path, said):
+    """A network of BGR images becomes one of RGB images."""
+    text = f"data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1.0, 2.0, 3.0], {said})"
+    state = save_mmseg(tmp_path / "a.pth", {"cfg": text})
+    weights = read_weights(tmp_path / "a.pth")
+    assert (weights.mean, weights.std) == ((123.675, 116.28, 103.53), (3, 2, 1))
+    assert torch.equal(weights.state["layer0.0.weight"], state["layer0.0.weight"][:, [2, 1, 0]])
+    assert torch.equal(weights.state["layer0.3.weight"], state["layer0.3.weight"])
+
+
+def test_mmsegmentations_text_without_colours_keeps_imagenets(tmp_path):
+    save_mmseg(tmp_path / "a.pth", {"cfg": "mean=[1.0, 2.0, 3.0], other=dict(mean=[4.0, 5.0, 6.0], bgr_to_rgb=True)"})
+    assert read_weights(tmp_path / "a.pth").mean == MEAN
 
 
 def test_another_dilation_is_explained_and_can_be_chosen(tmp_path):

@@ -50,7 +50,7 @@ def test_there_and_back_again(tmp_path, mmseg):
     assert main(["convert", str(out), str(back), "--to", "mmseg"]) == 0
     first, last = (read_checkpoint(path)["state_dict"] for path in (mmseg, back))
     assert first.keys() == last.keys() and all(torch.equal(value, last[key]) for key, value in first.items())
-    assert read_weights(back).options == read_weights(mmseg).options | {"output_stride": 8}
+    assert read_weights(back).options == read_weights(mmseg).options | {"output_stride": 8, "bins": (1, 2, 3, 6)}
 
 
 def test_options(tmp_path, capsys, mmseg):
@@ -70,6 +70,9 @@ def test_options(tmp_path, capsys, mmseg):
     capsys.readouterr()
     assert main(["convert", *files, "--recipe", str(recipe)]) == 2
     assert "has 3 classes, not 2" in capsys.readouterr().err
+    recipe.write_text(json.dumps({"data": {"classes": ["sky", "road", "car"]}}))
+    assert main(["convert", *files, "--recipe", str(recipe)]) == 2
+    assert "classes in another order" in capsys.readouterr().err
 
 
 def test_a_recipe_of_a_data_set_with_classes_of_its_own(tmp_path, capsys):
@@ -97,6 +100,8 @@ def test_a_backbone(tmp_path, capsys):
     assert "a backbone" in capsys.readouterr().out
     model = PSPNet(18, stem="torchvision", pretrained=out)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in backbone.items())
+    with pytest.raises(CheckpointError, match=r"stem +torchvision +deep"):
+        PSPNet(18, pretrained=out)
     assert main(["convert", out, str(tmp_path / "x.pth"), "--to", "semseg"]) == 1
     assert "backbone alone" in capsys.readouterr().err
 

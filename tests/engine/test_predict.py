@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from psp_fast.checkpoints import save_checkpoint
-from psp_fast.configs import EvalConfig
 from psp_fast.engine.predict import predict
 from psp_fast.engine.run import build_model, describe, load_trained
 from psp_fast.engine.samples import build_dataset
@@ -49,7 +48,7 @@ def write(path, kind):
 @pytest.mark.parametrize("kind", ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "16 bit", "rotated"])
 def test_every_kind_of_image(trained, tmp_path, kind):
     path = write(tmp_path / "photo", kind)
-    [overlay] = predict(trained, [str(path)], tmp_path / "out", EvalConfig(), CPU)
+    [overlay] = predict(trained, [str(path)], tmp_path / "out", small.config(), CPU)
     labels = Image.open(tmp_path / "out" / "photo_labels.png")
     assert labels.size == ((37, 52) if kind == "rotated" else (52, 37))
     assert labels.mode == "P"
@@ -63,13 +62,13 @@ def test_every_kind_of_image(trained, tmp_path, kind):
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_every_size(trained, tmp_path, size, mode):
     Image.fromarray(pixels(*size)).save(tmp_path / "a.png")
-    predict(trained, [str(tmp_path / "a.png")], tmp_path, EvalConfig(mode=mode, crop=(33, 33)), CPU)
+    predict(trained, [str(tmp_path / "a.png")], tmp_path, small.config(eval__mode=mode, eval__crop=(33, 33)), CPU)
     assert Image.open(tmp_path / "a_labels.png").size == size[::-1]
 
 
 def test_results_that_would_overwrite_each_other_are_refused(trained, tmp_path):
     with pytest.raises(DataError, match="2 of the images are called 'a'"):
-        predict(trained, ["x/a.png", "y/a.jpg"], tmp_path, EvalConfig(), CPU)
+        predict(trained, ["x/a.png", "y/a.jpg"], tmp_path, small.config(), CPU)
 
 
 def test_a_broken_image_is_named_before_anything_is_written(trained, tmp_path):
@@ -77,5 +76,5 @@ def test_a_broken_image_is_named_before_anything_is_written(trained, tmp_path):
     data = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=r"cut\.jpg"):
-        predict(trained, [str(tmp_path / "cut.jpg")], tmp_path / "out", EvalConfig(), CPU)
+        predict(trained, [str(tmp_path / "cut.jpg")], tmp_path / "out", small.config(), CPU)
     assert not (tmp_path / "out").exists()

@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from psp_fast.data import Scenes, eval_transform
-from psp_fast.engine.samples import StepSampler, TrainingSamples, build_dataset, build_train_transform, training_batches
+from psp_fast.data import Scenes
+from psp_fast.engine.samples import (
+    StepSampler,
+    TrainingSamples,
+    build_dataset,
+    build_train_transform,
+    evaluation_samples,
+    training_batches,
+)
 from psp_fast.errors import ConfigError, DataError
 from tests.engine import small
 
@@ -75,8 +82,9 @@ def test_a_bad_sample_arrives_as_its_error_not_as_a_dead_worker(workers):
     assert [str(error) for error in errors] == ["images/3.jpg is broken"]
 
 
-def test_evaluation_keeps_the_labels_size():
-    image, label = Scenes("val", 49, 1, 0).load(0)
-    tensor, target = eval_transform(base_size=98)(image, label, np.random.default_rng(0))
-    assert tensor.shape == (3, 98, 98)
-    assert target.shape == (49, 49)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_gives_images_as_they_are_and_a_bad_one_as_its_error(workers):
+    found = list(evaluation_samples(Broken(), [5, 3], workers))
+    image, label = Scenes("train", 49, 6, 0).load(5)
+    assert np.array_equal(found[0][0], image) and np.array_equal(found[0][1], label) and found[0][2] == 5
+    assert str(found[1]) == "images/3.jpg is broken"

@@ -328,6 +328,13 @@ def test_a_retained_graph_can_be_run_again() -> None:
         torch.autograd.grad(y.sum(), inputs)
 
 
+def test_a_graph_of_a_released_backward_refuses_second_derivatives() -> None:
+    made, x = block(), random(2, 24, 8, 8, dtype=torch.float64).requires_grad_()
+    (dx,) = torch.autograd.grad(made(x).sum(), x, create_graph=True, retain_graph=False)
+    with pytest.raises(RuntimeError, match="second derivatives are not available"):
+        dx.sum().backward()
+
+
 def test_compile() -> None:
     made = block(dtype=torch.float32)
     compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
