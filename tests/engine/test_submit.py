@@ -13,7 +13,7 @@ from tests.data import trees
 TINY = [
     "--device=cpu", "--model.layers=18", "--model.output_stride=16", "--model.pretrained=false",
     "--augment.crop=[25,33]", "--train.steps=2", "--train.batch_size=2", "--train.workers=0",
-    "--train.validate_every=0", "--eval.crop=[25,33]", "--eval.base_size=null",
+    "--train.validate_every=0", "--eval.mode=whole", "--eval.mirror=false", "--eval.base_size=null",
 ]  # fmt: skip
 
 
