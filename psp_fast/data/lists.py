@@ -28,12 +28,12 @@ class ListDataset(PairDataset):
         palette: Sequence[Sequence[int]] | np.ndarray | None = None,
         label_ids: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(root, read_list(Path(root), list_file), classes, palette, label_ids)
+        super().__init__(read_list(Path(root), list_file), classes, palette, label_ids)
 
 
-def read_list(root: Path, list_file: str | Path) -> list[tuple[str, str]]:
-    """The pairs of names in a list file, which is looked for in `root` first, then as given."""
-    return _read(_find(root, Path(list_file)))
+def read_list(root: Path, list_file: str | Path) -> list[tuple[Path, Path]]:
+    """Paths of the images and labels in a list file, which is looked for in `root` first, then as given."""
+    return [(root / image, root / label) for image, label in _read(_find(root, Path(list_file)))]
 
 
 def _find(root: Path, list_file: Path) -> Path:

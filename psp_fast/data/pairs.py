@@ -14,8 +14,7 @@ from psp_fast.errors import DataError
 class PairDataset:
     """Images with their labels, a file each.
 
-    root: the folder that the names in `pairs` are relative to (absolute names stay as they are).
-    pairs: names of an image and its label.
+    pairs: paths of an image and its label.
     classes: 2 to 255 names; the position of a name is its id.
     palette: (C, 3) RGB in 0..255; `default_palette` when left out.
     label_ids: the value that each class has in the label files, when that is not 0..C-1; all other values are then
@@ -27,8 +26,7 @@ class PairDataset:
 
     def __init__(
         self,
-        root: str | Path,
-        pairs: Sequence[tuple[str | Path, str | Path]],
+        pairs: Sequence[tuple[Path, Path]],
         classes: Sequence[str],
         palette: Sequence[Sequence[int]] | np.ndarray | None = None,
         label_ids: Sequence[int] | None = None,
@@ -40,7 +38,7 @@ class PairDataset:
         if len(set(self.classes)) < len(self.classes):
             raise DataError(f"class names must differ from each other, but are {', '.join(self.classes)}")
         self.palette = checked_palette(palette, len(self.classes))
-        self.root, self.pairs = Path(root), pairs
+        self.pairs = pairs
         self._known = None if label_ids is None or ignored_ids is None else (*label_ids, *ignored_ids)
         self._mapping = None if label_ids is None else _mapping(label_ids, len(self.classes))
 
@@ -49,11 +47,11 @@ class PairDataset:
 
     def name(self, index: int) -> str:
         """Path of the image."""
-        return str(self.root / self.pairs[index][0])
+        return str(self.pairs[index][0])
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) uint8 RGB, label (H, W) uint8 in 0..C-1 or 255. Raises DataError naming the file."""
-        image_path, label_path = (self.root / name for name in self.pairs[index])
+        image_path, label_path = self.pairs[index]
         image, label = read_pair(image_path, label_path)
         if self._known is not None:
             check_ids(label, self._known, str(label_path))

@@ -1,6 +1,7 @@
 """Data sets in the layouts in which they are distributed."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,6 +218,27 @@ def test_an_empty_folder(tmp_path):
         (tmp_path / name / "train").mkdir(parents=True)
     with pytest.raises(DataError, match=r"images/train: there are no images"):
         folder_dataset(tmp_path, ["train"], ["sky", "road", "tree"])
+
+
+@pytest.mark.parametrize("name", [*sorted(LAYOUTS), "folder"])
+def test_a_root_relative_to_the_working_directory(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    root = getattr(trees, name)(Path("data") / "mine")
+    if name == "folder":
+        dataset = folder_dataset(root, ["val"], ["sky", "road", "tree"])
+    else:
+        dataset = official_dataset(name, root, ["val"])
+    assert dataset.name(0).startswith("data/mine/")
+    assert dataset.load(0)[1].size > 0
+
+
+def test_camvid_lists_in_a_relative_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trees.image(Path("data/images/a.png"), (8, 8), 0)
+    trees.label(Path("data/labels/a.png"), trees.blocks((8, 8), [0, 1, 10, 255], 0))
+    Path("data/val.txt").write_text("images/a.png labels/a.png\n")
+    assert official_dataset("camvid", "data", ["val"]).name(0) == "data/images/a.png"
+    assert official_dataset("camvid", "data", ["val"]).load(0)[1].shape == (8, 8)
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))

@@ -29,7 +29,7 @@ def official_dataset(name: str, root: str | Path, splits: Sequence[str]) -> Pair
     if len({part.label_ids for part in parts}) > 1:
         raise DataError(f"{root}: of {', '.join(splits)} some have labelIds and some labelTrainIds; make them alike")
     pairs = [pair for part in parts for pair in part.pairs]
-    return PairDataset(root, pairs, layout.classes, layout.palette, parts[0].label_ids, parts[0].ignored_ids)
+    return PairDataset(pairs, layout.classes, layout.palette, parts[0].label_ids, parts[0].ignored_ids)
 
 
 def folder_dataset(
@@ -41,4 +41,4 @@ def folder_dataset(
 ) -> PairDataset:
     """Images in root/images/<split> with labels in root/labels/<split>; the rest as in `PairDataset`."""
     pairs = [pair for split in splits for pair in folders.find(Path(root), split).pairs]
-    return PairDataset(root, pairs, classes, palette, label_ids)
+    return PairDataset(pairs, classes, palette, label_ids)

@@ -23,7 +23,7 @@ def _find(root: Path, split: str) -> Samples:
     if annotations.is_dir():  # SegNet's own list files there name absolute paths of their authors' machine
         pairs = matching(root / split, annotations).pairs
     else:
-        pairs = [(root / image, root / label) for image, label in read_list(root, root / f"{split}.txt")]
+        pairs = read_list(root, root / f"{split}.txt")
     return Samples(pairs, tuple(range(len(_CLASSES))), (11, IGNORE))  # 11: unlabelled
 
 
