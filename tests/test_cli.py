@@ -168,6 +168,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tree, capsys):
         (["train", "--train.log_every=0"], "train.log_every must be at least 1, got 0"),
         (["train", "--data.train_splits=[]"], "data.train_splits and data.val_splits must name at least one split"),
         (["train", "voc", "--data.classes=[a,b]"], "data.classes is for data sets of your own: voc has its own"),
+        (["train", "camvid", "--data.val_list=a.txt"], "data.val_list is not read with data.dataset camvid: set data."),
+        (["train", "--data.dataset=list", "--data.val_splits=[a]"], "data.val_splits is not read with data.dataset "),
         (["train", "voc", "--data.train_splits=[test]"], "voc has no split 'test': choose of train, val, trainval"),
         (["check-data", "ade20k"], "there is no annotations in it or ADEChallengeData2016"),
         (["train", "--augment.cat_max_ratio=0"], "augment.cat_max_ratio must be in (0, 1]"),

@@ -41,6 +41,13 @@ def check(config: Config) -> None:
 def _check_data(data: DataConfig) -> None:
     if not data.train_splits or not data.val_splits:
         raise ConfigError("data.train_splits and data.val_splits must name at least one split each")
+    used, unused = ("list", "splits") if data.dataset == "list" else ("splits", "list")
+    for name in (f"train_{unused}", f"val_{unused}"):
+        if getattr(data, name) != getattr(DataConfig(), name):
+            raise ConfigError(
+                f"data.{name} is not read with data.dataset {data.dataset}: set data.{name.replace(unused, used)}, or "
+                "another data.dataset"
+            )
     if data.dataset in ("list", "folder"):
         return
     for name in ("classes", "palette", "label_ids"):
