@@ -47,6 +47,7 @@ def main() -> None:
             info = getCsFileInfo(path)
             trees.label(root / "results" / f"{info.city}_{info.sequenceNb}_{info.frameNb}_leftImg8bit.png", ids)
         official.args.quiet, official.args.evalInstLevelScore, official.args.evalPixelAccuracy = True, False, True
+        official.args.JSONOutput = False  # a file that is not needed, and fails on NumPy's integers
         found = [official.getPrediction(official.args, path) for path in truth]
         scores = official.evaluateImgLists(found, truth, official.args)
     numbers = {
