@@ -28,6 +28,7 @@ commands:
   train       train a network; without arguments, on drawn scenes
   evaluate    measure a trained network on a validation set
   predict     label maps and overlays of images
+  submit      label maps of Cityscapes' test set for its server
   convert     weights of other projects to psp_fast's, and to theirs
   export      a trained network as an ONNX file or a torch.export program
   check-data  read a data set and report what is wrong with it
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "predict": _predict,
+        "submit": _submit,
         "convert": _convert,
         "export": _export,
         "check-data": _check_data,
@@ -147,6 +149,23 @@ def _predict(arguments: list[str]) -> int:
     trained = run.load_trained(checkpoint, ranks.device)
     for path in predict(trained, positional[1:], Path(config.out or "predictions"), config, ranks.device):
         print(path)
+    return 0
+
+
+def _submit(arguments: list[str]) -> int:
+    positional, options = _leading(arguments)
+    usage = "psp-fast submit CHECKPOINT [--data.root DIR] [--out DIR] [--eval.mode slide]"
+    description = "Label maps of Cityscapes' test set, in ids and by the names that its server takes."
+    checkpoint = _at_most_one(positional, "CHECKPOINT")
+    config = _config_for(checkpoint, options, "psp-fast submit", usage, description)
+
+    from psp_fast.engine import distributed, run
+    from psp_fast.engine.submit import submit
+
+    ranks = distributed.start(config.device)
+    trained, folder = run.load_trained(checkpoint, ranks.device), Path(config.out or "submission")
+    written = submit(trained, config, folder, ranks.device)
+    print(f"{len(written)} label maps written to {folder}: zip the folder for the server")
     return 0
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from psp_fast.cli import main
+from tests.data import trees
 
 CLASSES = "[sky,ground]"
 
@@ -82,6 +83,28 @@ def test_check_data(tree, capsys):
     assert "3.png: label ids other than 0..1 and 255 (ignored): 7 (1920 pixels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("recipe", "build", "samples", "named"),
+    [
+        ("ade20k", trees.ade20k, (3, 2), "wall"),
+        ("voc", lambda root: trees.sbd(trees.voc(root)), (4, 2), "tvmonitor"),
+        ("cityscapes", trees.cityscapes, (4, 4), "motorcycle"),
+        ("camvid", trees.camvid, (3, 2), "bicyclist"),
+        ("folder.yaml", trees.folder, (3, 3), "ground"),
+    ],
+)
+def test_check_data_of_each_data_set(tmp_path, monkeypatch, capsys, recipe, build, samples, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").write_text("data: {dataset: folder, classes: [sky, ground, tree]}\n")
+    assert main(["check-data", recipe, "--data.root", str(build(tmp_path / "data")), "--out", "report"]) == 0
+    printed = capsys.readouterr().out
+    for split, count in zip(("train", "val"), samples, strict=True):
+        assert f"{split}: {count} samples, {count} without a problem" in printed
+        assert (tmp_path / "report" / f"classes_{split}.png").exists()
+    assert printed.count(named) >= 2
+    assert ("never labelled: train" in printed) == (recipe == "cityscapes")
+
+
 def truncate(path):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -143,6 +166,13 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tree, capsys):
         (["train", "--resume", "nowhere"], "nowhere holds no run to resume"),
         (["train", "--resume", "nowhere", "--optim.lr=1"], "--resume takes the folder of a run and no other option"),
         (["train", "--train.log_every=0"], "train.log_every must be at least 1, got 0"),
+        (["train", "--data.train_splits=[]"], "data.train_splits and data.val_splits must name at least one split"),
+        (["train", "voc", "--data.classes=[a,b]"], "data.classes is for data sets of your own: voc has its own"),
+        (["train", "camvid", "--data.val_list=a.txt"], "data.val_list is not read with data.dataset camvid: set data."),
+        (["train", "--data.dataset=list", "--data.val_splits=[a]"], "data.val_splits is not read with data.dataset "),
+        (["train", "voc", "--data.train_splits=[test]"], "voc has no split 'test': choose of train, val, trainval"),
+        (["check-data", "ade20k"], "there is no annotations in it or ADEChallengeData2016"),
+        (["train", "--augment.cat_max_ratio=0"], "augment.cat_max_ratio must be in (0, 1]"),
         (["train", "--eval.stride=2"], "eval.stride must be in (0, 1]"),
         (["train", "--eval.scales=[1,0]"], "eval.scales must be one or more positive numbers, got [1.0, 0.0]"),
         (["train", "--eval.base_size=0"], "eval.base_size must be at least 1 pixel, or null, got 0"),

@@ -73,5 +73,5 @@ def test_unknown_keys_in_a_recipe_are_errors(tmp_path):
 
 
 def test_a_missing_recipe_lists_what_there_is():
-    with pytest.raises(ConfigError, match=r"no recipe 'ade'.*camvid, scenes"):
+    with pytest.raises(ConfigError, match=r"no recipe 'ade'.*ade20k, .*camvid, .*scenes"):
         recipe_file("ade")

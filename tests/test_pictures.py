@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import ImageDraw
 
-from psp_fast.data.lists import default_palette
+from psp_fast.data.palette import default_palette
 from psp_fast.pictures import colourise, comparison, overlay
 
 CLASSES = ["sky", "road", "tree"]

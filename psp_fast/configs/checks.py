@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from psp_fast.configs.schema import Config
+from psp_fast.configs.schema import Config, DataConfig
 from psp_fast.errors import ConfigError
 
 
@@ -24,6 +24,7 @@ def check(config: Config) -> None:
         "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "in [0, 1)"),
         "optim.weight_decay": (optim.weight_decay, optim.weight_decay >= 0, "at least 0"),
         "optim.clip_grad_norm": (optim.clip_grad_norm, (optim.clip_grad_norm or 1) > 0, "positive, or null"),
+        "augment.cat_max_ratio": (augment.cat_max_ratio, 0 < augment.cat_max_ratio <= 1, "in (0, 1]"),
         "augment.std": (augment.std, min(augment.std) > 0, "positive"),
         "eval.crop": (evaluation.crop, min(evaluation.crop) >= 1, "at least 1 pixel each way"),
         "eval.stride": (evaluation.stride, 0 < evaluation.stride <= 1, "in (0, 1]: the window's step over its size"),
@@ -34,3 +35,21 @@ def check(config: Config) -> None:
     for name, (value, fits, wanted) in rules.items():
         if not fits:
             raise ConfigError(f"{name} must be {wanted}, got {value}")
+    _check_data(config.data)
+
+
+def _check_data(data: DataConfig) -> None:
+    if not data.train_splits or not data.val_splits:
+        raise ConfigError("data.train_splits and data.val_splits must name at least one split each")
+    used, unused = ("list", "splits") if data.dataset == "list" else ("splits", "list")
+    for name in (f"train_{unused}", f"val_{unused}"):
+        if getattr(data, name) != getattr(DataConfig(), name):
+            raise ConfigError(
+                f"data.{name} is not read with data.dataset {data.dataset}: set data.{name.replace(unused, used)}, or "
+                "another data.dataset"
+            )
+    if data.dataset in ("list", "folder"):
+        return
+    for name in ("classes", "palette", "label_ids"):
+        if getattr(data, name):
+            raise ConfigError(f"data.{name} is for data sets of your own: {data.dataset} has its own, leave it out")

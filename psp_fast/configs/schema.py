@@ -75,20 +75,25 @@ class DataConfig:
     """The images and labels.
 
     Args:
-        dataset: "list" reads list files, "scenes" draws the built-in world.
-        root: folder that the names in the list files are relative to.
-        train_list: file of `image label` lines.
-        val_list: file of `image label` lines.
-        classes: names; their position is the id in the labels.
-        palette: RGB of each class, 0..255; null picks distinct colours.
-        label_ids: value of each class in the label files where that is not 0..C-1; others are ignored.
+        dataset: "list" reads list files, "folder" images/<split> and labels/<split>, "scenes" draws the built-in world;
+            the others are read as they are distributed (docs/recipes.md) and have their own classes, colours and ids.
+        root: folder of the data set, and the one that the names in list files are relative to.
+        train_list: file of `image label` lines (list).
+        val_list: file of `image label` lines (list).
+        train_splits: what to train on, such as [train] or Cityscapes' [train, train_extra] (folder and named sets).
+        val_splits: what to validate on (folder and named sets).
+        classes: names; their position is the id in the labels (list, folder).
+        palette: RGB of each class, 0..255; null picks distinct colours (list, folder).
+        label_ids: value of each class in the label files where that is not 0..C-1; others are ignored (list, folder).
         scenes: the drawn data set.
     """
 
-    dataset: Literal["list", "scenes"] = "list"
+    dataset: Literal["list", "folder", "scenes", "ade20k", "camvid", "cityscapes", "voc"] = "list"
     root: str = "."
     train_list: str = "train.txt"
     val_list: str = "val.txt"
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    val_splits: list[str] = field(default_factory=lambda: ["val"])
     classes: list[str] = field(default_factory=list)
     palette: list[tuple[int, int, int]] | None = None
     label_ids: list[int] | None = None
@@ -103,9 +108,11 @@ class AugmentConfig:
         preset: order and kinds of the transforms: semseg's or mmseg's.
         crop: height and width of the training crop in pixels.
         scale: range of the random scale.
+        mirror: mirror half of the images.
         degrees: largest rotation (semseg).
         blur: blur half of the images (semseg).
         base_scale: long and short side the image is fitted into first (mmseg).
+        cat_max_ratio: a crop is drawn again, up to 10 times, where one class has this share or more (mmseg).
         mean: RGB, 0..255.
         std: RGB, 0..255.
     """
@@ -113,9 +120,11 @@ class AugmentConfig:
     preset: Literal["semseg", "mmseg"] = "semseg"
     crop: tuple[int, int] = (473, 473)
     scale: tuple[float, float] = (0.5, 2.0)
+    mirror: bool = True
     degrees: float = 10.0
     blur: bool = True
     base_scale: tuple[int, int] | None = None
+    cat_max_ratio: float = 0.75
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
 
@@ -152,6 +161,7 @@ class TrainConfig:
         batch_size: images a step, over all processes together.
         workers: processes that load data, for each training process.
         aux_weight: weight of the auxiliary loss.
+        loss_mean: over the pixels that count (semseg), or over all, ignored ones as 0 (mmseg).
         amp: autocast to bf16 or fp16 (with a loss scaler); off is fp32.
         channels_last: NHWC memory format.
         sync_bn: batch statistics over all processes.
@@ -166,6 +176,7 @@ class TrainConfig:
     batch_size: int = 16
     workers: int = 2
     aux_weight: float = 0.4
+    loss_mean: Literal["valid", "all"] = "valid"
     amp: Literal["off", "bf16", "fp16"] = "off"
     channels_last: bool = True
     sync_bn: bool = True

@@ -1,5 +1,6 @@
 """What a data set and a transform are, and the check that every sample has to pass."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -61,6 +62,17 @@ def check_sample(
             f"{label_name}: label ids other than 0..{num_classes - 1} and {IGNORE} (ignored): "
             f"{_describe_ids(label, wrong)}; name all classes of the data set, or map the files' ids with label_ids "
             "(ADE20K: 1 to 150)"
+        )
+
+
+def check_ids(label: np.ndarray, known: Sequence[int], label_name: str) -> None:
+    """Raise DataError for a label (H, W) uint8 in the file's own ids, some of which are not among the `known`."""
+    strange = np.ones(256, bool)
+    strange[list(known)] = False
+    if strange[label].any():
+        raise DataError(
+            f"{label_name}: label ids that its data set does not have: {_describe_ids(label, strange[label])}; "
+            "copy the file again from the distribution"
         )
 
 

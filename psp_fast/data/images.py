@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from psp_fast.data.base import IGNORE
+from psp_fast.data.sbd import read_sbd_label
 from psp_fast.errors import DataError
 from psp_fast.files import replacing
 
@@ -30,8 +31,10 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_label(path: str | Path) -> np.ndarray:
     """Read a label file as (H, W) uint8 ids: grey values or palette indices, never colours, whatever its bit depth.
 
-    16-bit files are accepted when no value exceeds 255. Raises DataError naming the file.
+    16-bit files are accepted when no value exceeds 255, and SBD's .mat files. Raises DataError naming the file.
     """
+    if Path(path).suffix.lower() == ".mat":
+        return read_sbd_label(path)
     with _opened(path) as image:
         step = _grey_step(image)
         pixels = np.asarray(_upright(image))

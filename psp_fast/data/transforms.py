@@ -23,17 +23,21 @@ def train_transform(
     crop: tuple[int, int],
     *,
     scale: tuple[float, float] = (0.5, 2.0),
+    mirror: bool = True,
     degrees: float = 10.0,
     blur: bool = True,
     base_scale: tuple[int, int] | None = None,
+    cat_max_ratio: float = 0.75,
     mean: Colour = MEAN,
     std: Colour = STD,
 ) -> Transform:
     """The augmentation of a preset, ending in crops of `crop` (height, width).
 
     scale: range of the random scale, relative to the image (semseg) or to `base_scale` (mmseg).
+    mirror: whether half of the images are mirrored.
     degrees, blur: semseg only; largest rotation either way (0: none), and whether half of the images are blurred.
     base_scale: mmseg only; the (long, short) sides the image is fitted into before scaling. None: the image's own.
+    cat_max_ratio: mmseg only; crops in which a class has this share of the labelled pixels or more are drawn again.
     mean, std: RGB in 0..255.
     """
     if min(crop) < 1:
@@ -41,9 +45,9 @@ def train_transform(
     if not 0 < scale[0] <= scale[1]:
         raise ConfigError(f"the scale range must be (low, high) with 0 < low <= high but is {tuple(scale)}")
     if preset == "semseg":
-        return SemsegTrain(crop, scale, degrees, blur, mean, std)
+        return SemsegTrain(crop, scale, mirror, degrees, blur, mean, std)
     if preset == "mmseg":
-        return MmsegTrain(crop, scale, base_scale, mean, std)
+        return MmsegTrain(crop, scale, mirror, base_scale, cat_max_ratio, mean, std)
     raise ConfigError(f"there is no augmentation preset {preset!r}; choose 'semseg' or 'mmseg'")
 
 
@@ -84,6 +88,7 @@ class SemsegTrain:
 
     crop: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)
+    mirror: bool = True
     degrees: float = 10.0
     blur: bool = True
     mean: Colour = MEAN
@@ -94,7 +99,7 @@ class SemsegTrain:
         size = max(round(image.shape[0] * ratio), 1), max(round(image.shape[1] * ratio), 1)
         angle = rng.uniform(-self.degrees, self.degrees) if rng.random() < 0.5 else 0.0
         blurred = self.blur and rng.random() < 0.5
-        mirrored = rng.random() < 0.5
+        mirrored = rng.random() < 0.5 and self.mirror
         window = random_window(size, self.crop, rng)
 
         margin = window.grow(2 if blurred else 0, size)
@@ -118,17 +123,18 @@ class MmsegTrain:
 
     crop: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)
+    mirror: bool = True
     base_scale: tuple[int, int] | None = None
+    cat_max_ratio: float = 0.75
     mean: Colour = MEAN
     std: Colour = STD
-    max_share: float = 0.75
     tries: int = 10
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         size = fit(image.shape[:2], self.base_scale, rng.uniform(*self.scale))
-        window = varied_window(resize_nearest(label, size), self.crop, rng, self.max_share, self.tries)
+        window = varied_window(resize_nearest(label, size), self.crop, rng, self.cat_max_ratio, self.tries)
         image, label = resize_bilinear(image, size, window), resize_nearest(label, size, window)
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 and self.mirror:
             image, label = image[:, ::-1], label[:, ::-1]
         image = distort_colours(image, rng)
         return padded(normalise(image, self.mean, self.std), label, self.crop, 0, 0)

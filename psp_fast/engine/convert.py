@@ -13,7 +13,7 @@ import numpy as np
 from psp_fast.checkpoints import Weights, read_weights, save_checkpoint
 from psp_fast.checkpoints.exporting import to_mmseg, to_semseg
 from psp_fast.configs import Config, config_from_dict
-from psp_fast.data import default_palette
+from psp_fast.data import LAYOUTS, default_palette
 from psp_fast.errors import CheckpointError, ConfigError
 from psp_fast.models import PSPNet
 from psp_fast.normalisation import MEAN, STD
@@ -71,19 +71,22 @@ def _described(model: PSPNet, weights: Weights, config: Config | None) -> dict[s
     network = dataclasses.replace(base.model, **{**options, "bins": list(options["bins"]), "pretrained": False})
     if network.layers < 50:  # which have no blocks that could be computed again
         network = dataclasses.replace(network, recompute=False)
-    classes = list(base.data.classes or weights.classes or [f"class {i}" for i in range(model.options["classes"])])
+    data, named = base.data, LAYOUTS.get(base.data.dataset)
+    known = named.classes if named else data.classes or weights.classes
+    classes = list(known or [f"class {i}" for i in range(model.options["classes"])])
     if len(classes) != model.options["classes"]:
         raise ConfigError(f"{weights.source} has {model.options['classes']} classes, not {len(classes)}")
     if weights.classes is not None and list(weights.classes) != classes and set(weights.classes) == set(classes):
         raise ConfigError(f"{weights.source} has the recipe's classes in another order: {list(weights.classes)}")
-    palette = base.data.palette or weights.palette or default_palette(len(classes)).tolist()
-    data = dataclasses.replace(base.data, classes=classes)
+    palette = named.palette.tolist() if named else data.palette or weights.palette or default_palette(len(classes))
+    if data.dataset in ("list", "folder"):
+        data = dataclasses.replace(data, classes=classes)
     augment = dataclasses.replace(base.augment, mean=weights.mean, std=weights.std)
     config = dataclasses.replace(base, model=network, data=data, augment=augment)
     return {
         "config": dataclasses.asdict(config),
         "classes": classes,
-        "palette": [list(colour) for colour in palette],
+        "palette": np.asarray(palette).tolist(),
         "state_dict": model.state_dict(),
     }
 

@@ -12,7 +12,16 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from psp_fast.configs import AugmentConfig, Config, DataConfig
-from psp_fast.data import Dataset, ListDataset, Scenes, Transform, train_transform
+from psp_fast.data import (
+    LAYOUTS,
+    Dataset,
+    ListDataset,
+    Scenes,
+    Transform,
+    folder_dataset,
+    official_dataset,
+    train_transform,
+)
 from psp_fast.errors import ConfigError, DataError
 
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers
@@ -23,6 +32,11 @@ def build_dataset(config: DataConfig, split: Literal["train", "val"]) -> Dataset
     if config.dataset == "scenes":
         scenes = config.scenes
         return Scenes(split, (scenes.height, scenes.width), getattr(scenes, split), scenes.seed)
+    splits = config.train_splits if split == "train" else config.val_splits
+    if config.dataset in LAYOUTS:
+        return official_dataset(config.dataset, config.root, splits)
+    if config.dataset == "folder":
+        return folder_dataset(config.root, splits, config.classes, config.palette, config.label_ids)
     list_file = config.train_list if split == "train" else config.val_list
     return ListDataset(config.root, list_file, config.classes, config.palette, config.label_ids)
 
@@ -33,9 +47,11 @@ def build_train_transform(config: AugmentConfig) -> Transform:
         config.preset,
         config.crop,
         scale=config.scale,
+        mirror=config.mirror,
         degrees=config.degrees,
         blur=config.blur,
         base_scale=config.base_scale,
+        cat_max_ratio=config.cat_max_ratio,
         mean=config.mean,
         std=config.std,
     )

@@ -129,7 +129,7 @@ class Trainer:
         set_lr(self.optimizer, poly_lr(config.optim, self.step, config.train.steps))
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         images = images.to(device, non_blocking=True).contiguous(memory_format=layout)
-        labels = labels.to(device, non_blocking=True)
+        labels = self._resized(labels.to(device, non_blocking=True), images)
         with torch.autocast(device.type, _AMP.get(config.train.amp), enabled=config.train.amp != "off"):
             main_loss, aux_loss = self._losses(images, labels)
         share = self._share(labels)
@@ -143,10 +143,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.pending.append(losses.detach())
 
-    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _resized(self, labels: Tensor, images: Tensor) -> Tensor:
+        """Labels at the size of the logits."""
         size = self.model.output_size(images.shape[2], images.shape[3])
-        if labels.shape[1:] != size:  # zoom_factor below 8
-            labels = F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].long()
+        if labels.shape[1:] == size:
+            return labels
+        return F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].long()  # zoom_factor below 8
+
+    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         try:
             _, main_loss, aux_loss = self.wrapped(images, labels)
         except ValueError as error:  # a batch too small for batch norm
@@ -154,7 +158,12 @@ class Trainer:
         return main_loss, aux_loss
 
     def _share(self, labels: Tensor) -> Tensor | float:
-        """Weight that turns the mean over this process's valid pixels into its part of the mean over everyone's."""
+        """Weight that turns the mean over this process's valid pixels into its part of the mean over everyone's.
+
+        With `loss_mean: all` that is a mean over all pixels, of which every process has as many.
+        """
+        if self.config.train.loss_mean == "all":
+            return (labels != IGNORE).double().mean()
         if self.ranks.world == 1:
             return 1.0
         valid = (labels != IGNORE).sum().double()

@@ -4,7 +4,8 @@ from PIL import Image
 
 from psp_fast.data.check import check_dataset
 from psp_fast.data.images import read_image
-from psp_fast.data.lists import ListDataset, default_palette
+from psp_fast.data.lists import ListDataset
+from psp_fast.data.palette import default_palette
 from psp_fast.errors import DataError
 
 CLASSES = ["sky", "road", "tree", "kerb"]

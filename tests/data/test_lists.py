@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psp_fast.data.lists import ListDataset, default_palette
+from psp_fast.data.lists import ListDataset
+from psp_fast.data.palette import default_palette
 from psp_fast.errors import DataError
 
 CLASSES = ["sky", "road", "tree"]
@@ -48,11 +49,12 @@ def test_list_outside_the_root_and_absolute_names(root, tmp_path_factory):
 
 def test_blank_lines_comments_and_foreign_line_ends(root):
     (root / "list.txt").write_bytes(b"\xef\xbb\xbfa.png   a_label.png\r\n\r\n  # b is bad\r\n")
-    assert ListDataset(root, "list.txt", CLASSES).pairs == [("a.png", "a_label.png")]
+    assert ListDataset(root, "list.txt", CLASSES).pairs == [(root / "a.png", root / "a_label.png")]
 
 
 def test_names_with_spaces_are_separated_by_a_tab(root):
-    assert write_list(root, "my image.png\tmy label.png").pairs == [("my image.png", "my label.png")]
+    pairs = write_list(root, "my image.png\tmy label.png").pairs
+    assert pairs == [(root / "my image.png", root / "my label.png")]
 
 
 @pytest.mark.parametrize(

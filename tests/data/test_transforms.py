@@ -332,6 +332,27 @@ def test_mmseg_takes_any_crop_when_all_are_dominated():
     assert T.varied_window(ignored, (10, 10), np.random.default_rng(0), 0.75, 10).height == 10
 
 
+@pytest.mark.parametrize("preset", ["semseg", "mmseg"])
+def test_mirroring_can_be_left_out(preset):
+    image, label = noise(30, 40)
+    for mirror, expected in ((False, {1}), (True, {1, -1})):
+        transform = train_transform(preset, (30, 40), scale=(1, 1), mirror=mirror, degrees=0, cat_max_ratio=1)
+        seen = [transform(image, label, np.random.default_rng(seed))[1] for seed in range(20)]
+        assert {way for y in seen for way in (1, -1) if np.array_equal(y, label[:, ::way])} == expected
+
+
+def test_mmsegs_largest_share_of_a_class_is_an_option():
+    label = np.zeros((60, 60), np.uint8)
+    label[:, 30:] = 1
+    image = np.zeros((60, 60, 3), np.uint8)
+    largest = {}
+    for ratio in (0.6, 0.9):
+        transform = train_transform("mmseg", (20, 20), scale=(1, 1), cat_max_ratio=ratio)
+        crops = [transform(image, label, np.random.default_rng(seed))[1] for seed in range(100)]
+        largest[ratio] = np.sort([max((y == 0).mean(), (y == 1).mean()) for y in crops])
+    assert largest[0.6][50] < 0.6 < largest[0.9][50] < 0.9
+
+
 class Drawn:
     """Stands in for a generator: gives out prepared decisions."""
 

@@ -75,6 +75,19 @@ def test_options(tmp_path, capsys, mmseg):
     assert "classes in another order" in capsys.readouterr().err
 
 
+def test_a_recipe_of_a_data_set_with_classes_of_its_own(tmp_path, capsys):
+    path = str(tmp_path / "city.pth")
+    model = PSPNet(18, classes=19, pretrained=False)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}}, path)
+    out = str(tmp_path / "out.pth")
+    assert main(["convert", path, out, "--recipe", "cityscapes"]) == 0
+    trained = load_trained(out, torch.device("cpu"))
+    assert (trained.classes[0], trained.config.data.dataset) == ("road", "cityscapes")
+    assert trained.palette[0].tolist() == [128, 64, 128] and trained.config.eval.crop == (713, 713)
+    assert main(["convert", path, out, "--recipe", "voc"]) == 2
+    assert "has 19 classes, not 21" in capsys.readouterr().err
+
+
 def test_a_backbone(tmp_path, capsys):
     torch.manual_seed(1)
     source = PSPNet(18, stem="torchvision", pretrained=False).state_dict()

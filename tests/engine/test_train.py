@@ -188,31 +188,36 @@ class InFloat64(Trainer):
 
 
 def train_in_float64(rank, world, folder):
+    """Into folder/valid and folder/all, the two means of the loss."""
     torch.set_default_dtype(torch.float64)
     try:
-        # Small scales and rotation leave the processes unequal shares of ignored pixels: a mean of means would show.
-        config = small.config(model__dropout=0.0, train__steps=3, train__validate_every=0, augment__scale=(0.5, 0.9))
-        trainer = InFloat64(config, Ranks(rank, world, torch.device("cpu")))
-        trainer._validation_due = lambda: False  # evaluation reads float32 images
-        trainer.config.train.checkpoint_every = 3
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("psp_fast.engine.train.evaluate", lambda *_: Metrics(0, 0, 0, 0, [], [], []))
-            trainer.run(folder)
+        for loss_mean in ("valid", "all"):
+            # Small scales and rotation leave the processes unequal shares of ignored pixels, as a mean of means shows.
+            short = {"train__steps": 3, "train__validate_every": 0, "train__loss_mean": loss_mean}
+            config = small.config(model__dropout=0.0, augment__scale=(0.5, 0.9), **short)
+            trainer = InFloat64(config, Ranks(rank, world, torch.device("cpu")))
+            trainer._validation_due = lambda: False  # evaluation reads float32 images
+            trainer.config.train.checkpoint_every = 3
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("psp_fast.engine.train.evaluate", lambda *_: Metrics(0, 0, 0, 0, [], [], []))
+                trainer.run(folder / loss_mean)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
     train_in_float64(0, 1, tmp_path / "one")
     run_ranks(train_in_float64, 2, tmp_path / "two")
-    one, two = (read_checkpoint(tmp_path / name / LAST) for name in ("one", "two"))
-    for key, value in one["state_dict"].items():
-        assert value.dtype in (torch.float64, torch.int64)
-        torch.testing.assert_close(two["state_dict"][key], value, rtol=1e-8, atol=1e-10, msg=key)
-    for row, other in zip(one["history"], two["history"], strict=True):
-        assert row["main_loss"] == pytest.approx(other["main_loss"], rel=1e-10)
+    losses = set()
+    for loss_mean in ("valid", "all"):
+        one, two = (read_checkpoint(tmp_path / name / loss_mean / LAST) for name in ("one", "two"))
+        for key, value in one["state_dict"].items():
+            assert value.dtype in (torch.float64, torch.int64)
+            torch.testing.assert_close(two["state_dict"][key], value, rtol=1e-8, atol=1e-10, msg=key)
+        for row, other in zip(one["history"], two["history"], strict=True):
+            assert row["main_loss"] == pytest.approx(other["main_loss"], rel=1e-10)
+        losses.add(one["history"][0]["main_loss"])
+    assert len(losses) == 2
 
 
 def test_torchrun_trains_on_two_processes(tmp_path):
@@ -274,6 +279,25 @@ def test_auxiliary_weight_and_head_learning_rate_take_effect(tmp_path):
     ratio = distance("plain", "cls.4.weight") / distance("slow heads", "cls.4.weight")
     assert ratio == pytest.approx(10, rel=1e-3)
     assert distance("clipped", "cls.4.weight") <= 1.1 * 0.1 * 1e-6
+
+
+@pytest.mark.parametrize("zoom_factor", [8, 1])
+def test_the_loss_is_a_mean_over_valid_or_all_pixels(zoom_factor):
+    """Against PyTorch's cross entropy on the network's own logits, where a third of the labels are ignored."""
+    torch.manual_seed(2)
+    images, labels = torch.randn(2, 3, *small.SIZE), torch.randint(0, len(CLASSES), (2, *small.SIZE))
+    labels[:, :14] = 255
+    for loss_mean in ("valid", "all"):
+        changes = {"model__zoom_factor": zoom_factor, "model__dropout": 0.0, "train__loss_mean": loss_mean}
+        trainer = Trainer(small.config(**changes), ONE)
+        with torch.no_grad():
+            logits = trainer.model._logits(images)[0]
+        resized = trainer._resized(labels, images)
+        full = torch.nn.functional.interpolate(logits, resized.shape[1:], mode="bilinear", align_corners=True)
+        total = torch.nn.functional.cross_entropy(full, resized, ignore_index=255, reduction="sum")
+        count = (resized != 255).sum() if loss_mean == "valid" else resized.numel()
+        trainer._update(images, labels)
+        assert trainer.pending[0][0].item() == pytest.approx((total / count).item(), rel=1e-4)
 
 
 def test_zoom_factor_below_8_trains_on_smaller_labels(tmp_path):
