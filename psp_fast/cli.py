@@ -108,11 +108,10 @@ def _train(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     positional, options = _leading(arguments)
-    checkpoint = _at_most_one(positional, "CHECKPOINT")
-    usage = "psp-fast evaluate CHECKPOINT [--data.root DIR] [--data.val_list FILE] [--eval.mode slide] [--out DIR]"
-    config = _config_for(
-        checkpoint, options, "psp-fast evaluate", usage, "Measure a trained network on a validation set."
-    )
+    checkpoint = _at_most_one(positional, "CHECKPOINT_OR_RUN")
+    usage = "psp-fast evaluate CHECKPOINT_OR_RUN [--data.root DIR] [--eval.mode slide] [--out DIR]"
+    description = "Measure a trained network on a validation set. Killed and started again, it goes on where it was."
+    config = _config_for(checkpoint, options, "psp-fast evaluate", usage, description)
 
     from psp_fast.engine import distributed, run
     from psp_fast.engine.evaluate import evaluate
@@ -125,18 +124,17 @@ def _evaluate(arguments: list[str]) -> int:
         raise ConfigError(
             f"{checkpoint} was trained on the classes {', '.join(trained.classes)}, not on {', '.join(dataset.classes)}"
         )
-    metrics = evaluate(trained.model, dataset, config, ranks)
+    result = (Path(config.out) if config.out else run.checkpoint_of(checkpoint).parent) / "evaluation.json"
+    found = evaluate(trained.model, dataset, config, ranks, result)
     if ranks.main:
-        path = (Path(config.out) if config.out else Path(checkpoint).parent) / "evaluation.json"
-        metrics.save(path)
-        print(f"{metrics.table()}\n\nwritten to {path}")
+        print(f"{found.metrics.table()}\n\nwritten to {result}")
     distributed.stop()
     return 0
 
 
 def _predict(arguments: list[str]) -> int:
     positional, options = _leading(arguments)
-    usage = "psp-fast predict CHECKPOINT IMAGE... [--out DIR] [--eval.mode slide] [--device cpu]"
+    usage = "psp-fast predict CHECKPOINT_OR_RUN IMAGE... [--out DIR] [--eval.mode slide] [--device cpu]"
     checkpoint = positional[0] if positional else ""
     config = _config_for(checkpoint, options, "psp-fast predict", usage, "Label maps and overlays of images.")
     if len(positional) < 2:
@@ -154,9 +152,9 @@ def _predict(arguments: list[str]) -> int:
 
 def _submit(arguments: list[str]) -> int:
     positional, options = _leading(arguments)
-    usage = "psp-fast submit CHECKPOINT [--data.root DIR] [--out DIR] [--eval.mode slide]"
+    usage = "psp-fast submit CHECKPOINT_OR_RUN [--data.root DIR] [--out DIR] [--eval.mode slide]"
     description = "Label maps of Cityscapes' test set, in ids and by the names that its server takes."
-    checkpoint = _at_most_one(positional, "CHECKPOINT")
+    checkpoint = _at_most_one(positional, "CHECKPOINT_OR_RUN")
     config = _config_for(checkpoint, options, "psp-fast submit", usage, description)
 
     from psp_fast.engine import distributed, run
@@ -214,7 +212,7 @@ def _export(arguments: list[str]) -> int:
     from psp_fast.engine import run
     from psp_fast.engine.export import export
 
-    trained = run.load_trained(run.checkpoint_of(options.checkpoint), torch.device("cpu"))
+    trained = run.load_trained(options.checkpoint, torch.device("cpu"))
     size = options.size or trained.config.augment.crop
     for agreement in export(trained, options.out, size, dynamic=options.dynamic, output=options.output):
         print(f"as the network, on a random image of {agreement}")

@@ -53,11 +53,11 @@ def test_train_resume_evaluate_predict_on_a_users_own_images(tree, capsys):
     assert train("--out=run") == 0
     assert "picture: run/examples.png" in capsys.readouterr().out
     assert main(["train", "--resume", "run"]) == 0
-    assert main(["evaluate", "run/best.pth", "--eval.mode=slide", "--eval.crop=[33,33]", *MULTI_SCALE]) == 0
+    assert main(["evaluate", "run", "--eval.mode=slide", "--eval.crop=[33,33]", *MULTI_SCALE]) == 0
     assert "ground" in capsys.readouterr().out
     measures = json.loads((tree / "run" / "evaluation.json").read_text())
     assert set(measures["classes"]) == {"sky", "ground"}
-    assert main(["predict", "run/best.pth", "0.jpg", "1.jpg", "--out", "found"]) == 0
+    assert main(["predict", "run", "0.jpg", "1.jpg", "--out", "found"]) == 0
     assert sorted(p.name for p in (tree / "found").iterdir()) == [
         "0_labels.png",
         "0_overlay.png",

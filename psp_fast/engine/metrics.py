@@ -26,6 +26,13 @@ def confusion_matrix(target: Tensor, prediction: Tensor, classes: int) -> Tensor
     return counts.view(classes, classes)
 
 
+def mean_iou(confusion: Tensor) -> float:
+    """Mean IoU over the classes in labels or predictions, from counts (C, C); NaN where there are none."""
+    hit = confusion.diagonal().double()
+    union = confusion.sum(0) + confusion.sum(1) - hit
+    return float((hit / union)[union > 0].mean())
+
+
 @dataclass(frozen=True)
 class Metrics:
     """Means over classes and pixels, as fractions of 1; `score` is the challenge's mean of mIoU and pixel accuracy."""

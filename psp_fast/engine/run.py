@@ -99,11 +99,12 @@ class Trained:
 
 
 def load_trained(path: str | Path, device: torch.device) -> Trained:
-    """The model in a checkpoint that `psp-fast train` wrote, in eval mode on device.
+    """The model in a checkpoint that `psp-fast train` wrote, or in that of a run's folder, in eval mode on device.
 
     Raises:
         CheckpointError: unreadable, or not written by psp-fast train.
     """
+    path = checkpoint_of(path)
     content = _read_described(path)
     config = config_from_dict(content["config"])
     model = build_model(dataclasses.replace(config.model, pretrained=False), len(content["classes"]))
@@ -122,11 +123,11 @@ def checkpoint_of(path: str | Path) -> Path:
 
 
 def saved_config(path: str | Path) -> Config:
-    """The configuration in a checkpoint that `psp-fast train` wrote."""
-    return config_from_dict(_read_described(path)["config"])
+    """The configuration in a checkpoint that `psp-fast train` wrote, or in that of a run's folder."""
+    return config_from_dict(_read_described(checkpoint_of(path))["config"])
 
 
-def _read_described(path: str | Path) -> dict[str, Any]:
+def _read_described(path: Path) -> dict[str, Any]:
     content = read_checkpoint(path)
     if not {"config", "classes", "palette", "state_dict"} <= content.keys():
         raise CheckpointError(f"{path} does not describe its model: give a checkpoint that psp-fast train wrote")

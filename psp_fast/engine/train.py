@@ -110,7 +110,7 @@ class Trainer:
             if self._validation_due():
                 metrics = self._validate()
         if metrics is None:  # resumed after the last validation
-            metrics = evaluate(self.model, self.val_set, self.config, self.ranks)
+            metrics = evaluate(self.model, self.val_set, self.config, self.ranks).metrics
         if self.writer is not None:
             self.writer.close()
         return metrics
@@ -204,7 +204,7 @@ class Trainer:
     def _validate(self) -> Metrics:
         """Measure the model, keep it as best.pth if it is the best so far, and draw the curves and examples."""
         self.ranks.share_buffers(self.model)  # what is measured is what the main process saves
-        metrics = evaluate(self.model, self.val_set, self.config, self.ranks)
+        metrics = evaluate(self.model, self.val_set, self.config, self.ranks).metrics
         self.validated = True
         if self.ranks.main:
             measures = {

@@ -1,52 +1,212 @@
-"""Evaluation: its numbers by hand, and shared between processes."""
+"""Evaluation: its numbers by hand, shared between processes, and killed and started again."""
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
+from psp_fast.checkpoints import save_checkpoint
+from psp_fast.cli import main
+from psp_fast.configs import DataConfig
 from psp_fast.data.scenes import CLASSES
+from psp_fast.engine import progress
 from psp_fast.engine.distributed import Ranks
 from psp_fast.engine.evaluate import evaluate
-from psp_fast.engine.run import build_model
+from psp_fast.engine.run import build_model, describe
 from psp_fast.engine.samples import build_dataset
+from psp_fast.errors import DataError
 from tests.engine import small
 from tests.processes import run_ranks
 
 CPU = torch.device("cpu")
+ONE = Ranks(0, 1, CPU)
+IMAGES = 5
 
 
-def make():
+def make(images=3):
     config = small.config()
+    scenes = dataclasses.replace(config.data.scenes, val=images)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, scenes=scenes))
     dataset = build_dataset(config.data, "val")
     torch.manual_seed(0)
     return config, dataset, build_model(config.model, len(dataset.classes))
+
+
+class Watched:
+    """A data set that notes what is read of it, and in which the images from `stop` on cannot be used."""
+
+    def __init__(self, dataset, stop=IMAGES):
+        self.dataset, self.stop, self.read = dataset, stop, []
+        self.classes, self.palette, self.name = dataset.classes, dataset.palette, dataset.name
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def load(self, index):
+        if index >= self.stop:
+            raise DataError("stopped")
+        self.read.append(index)
+        return self.dataset.load(index)
+
+
+def same(found, expected):
+    assert found.confusion.equal(expected.confusion)
+    np.testing.assert_equal(dataclasses.asdict(found.metrics), dataclasses.asdict(expected.metrics))  # NaN as NaN
+    assert found.image_iou == expected.image_iou
+
+
+def evaluated_until(stop, result, ranks=ONE):
+    config, dataset, model = make(IMAGES)
+    with pytest.raises(DataError, match="stopped"):
+        evaluate(model, Watched(dataset, stop), config, ranks, result)
 
 
 def test_measures_are_those_of_predict():
     config, dataset, model = make()
     model.train()
     model.ppm.eval()  # frozen by the user
-    metrics = evaluate(model, dataset, config, Ranks(0, 1, CPU))
+    found = evaluate(model, dataset, config, ONE)
     assert model.training and not model.ppm.training
     model.eval()
-    hit, union = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
+    counts = []
     for index in range(len(dataset)):
         image, label = dataset.load(index)
         x = (image - np.array(config.augment.mean)) / np.array(config.augment.std)
-        found = model.predict(torch.from_numpy(x).float().permute(2, 0, 1)[None])[0].numpy()
-        for c in range(len(CLASSES)):
-            hit[c] += ((found == c) & (label == c)).sum()
-            union[c] += ((found == c) | (label == c)).sum()
-    np.testing.assert_allclose(metrics.miou, np.mean(hit[union > 0] / union[union > 0]), rtol=1e-3)
-    np.testing.assert_allclose(metrics.pixel_accuracy, hit.sum() / (3 * 49 * 57), rtol=1e-3)
+        predicted = model.predict(torch.from_numpy(x).float().permute(2, 0, 1)[None])[0].numpy()
+        hits = [((predicted == c) & (label == c)).sum() for c in range(len(CLASSES))]
+        unions = [((predicted == c) | (label == c)).sum() for c in range(len(CLASSES))]
+        counts.append([hits, unions])
+    for (hits, unions), iou in zip(np.array(counts), found.image_iou, strict=True):
+        np.testing.assert_allclose(iou, np.mean(hits[unions > 0] / unions[unions > 0]), rtol=1e-3)
+    hits, unions = np.array(counts).sum(0)
+    np.testing.assert_allclose(found.metrics.miou, np.mean(hits[unions > 0] / unions[unions > 0]), rtol=1e-3)
+    np.testing.assert_allclose(found.metrics.pixel_accuracy, hits.sum() / (3 * 49 * 57), rtol=1e-3)
+    np.testing.assert_allclose(found.confusion.diagonal().numpy(), hits, rtol=1e-2, atol=2)
+    assert found.confusion.dtype == torch.int64 and found.confusion.sum() == 3 * 49 * 57
 
 
-def _shared(rank, world, expected):
-    config, dataset, model = make()
-    metrics = evaluate(model, dataset, config, Ranks(rank, world, CPU))
-    assert (metrics.miou, metrics.pixel_accuracy) == expected
+def _shared(rank, world, expected, one_image, folder):
+    ranks = Ranks(rank, world, CPU)
+    config, dataset, model = make(IMAGES)
+    same(evaluate(model, dataset, config, ranks), expected)  # unequal shares
+    watched = Watched(dataset)
+    same(evaluate(model, watched, config, ranks, folder / "from_one.json"), expected)
+    assert watched.read == [[2, 4], [3]][rank]
+    evaluated_until(3, folder / "from_two.json", ranks)
+    config, dataset, model = make(1)
+    same(evaluate(model, dataset, config, ranks, folder / "one_image.json"), one_image)
 
 
-def test_processes_share_the_images_and_agree_on_the_result():
-    config, dataset, model = make()
-    whole = evaluate(model, dataset, config, Ranks(0, 1, CPU))
-    run_ranks(_shared, 2, (whole.miou, whole.pixel_accuracy))  # 3 images: unequal shares
+def test_processes_share_the_images_and_go_on_from_each_others_progress(tmp_path):
+    config, dataset, model = make(IMAGES)
+    expected = evaluate(model, dataset, config, ONE)
+    evaluated_until(2, tmp_path / "from_one.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["from_one.measured.0"]
+    one_image = evaluate(model, make(1)[1], make(1)[0], ONE)
+    run_ranks(_shared, 2, expected, one_image, tmp_path)
+    names = ["from_one.json", "from_two.measured.0", "from_two.measured.1", "one_image.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    watched = Watched(dataset)
+    same(evaluate(model, watched, config, ONE, tmp_path / "from_two.json"), expected)
+    assert watched.read == [3, 4]
+
+
+def other_weights(config, dataset, model):
+    model.cls[-1].bias.data[0] += 1
+    return config, dataset
+
+
+def other_configuration(config, dataset, model):
+    return dataclasses.replace(config, eval=dataclasses.replace(config.eval, mirror=True)), dataset
+
+
+def other_samples(config, dataset, model):
+    return make(IMAGES - 1)[:2]
+
+
+def damaged(config, dataset, model):
+    return config, dataset
+
+
+@pytest.mark.parametrize("change", [other_weights, other_configuration, other_samples, damaged])
+def test_starts_anew(tmp_path, capsys, change):
+    result, file = tmp_path / "evaluation.json", tmp_path / "evaluation.measured.0"
+    evaluated_until(3, result)
+    config, dataset, model = make(IMAGES)
+    config, dataset = change(config, dataset, model)
+    if change is damaged:
+        file.write_bytes(file.read_bytes()[:-100])
+    watched = Watched(dataset)
+    found = evaluate(model, watched, config, ONE, result)
+    assert watched.read == list(range(len(dataset)))
+    assert (f"{file} is ignored, and its images are measured again" in capsys.readouterr().err) == (change is damaged)
+    same(found, evaluate(model, dataset, config, ONE))
+    assert list(tmp_path.iterdir()) == [result]
+
+
+def test_an_image_of_which_no_pixel_counts_has_no_iou(tmp_path):
+    config, dataset, model = make(2)
+    dataset.load = lambda index, load=dataset.load: (load(index)[0], np.full((49, 57), [3, 255][index], np.uint8))
+    found = evaluate(model, dataset, config, ONE)
+    assert np.isfinite(found.image_iou[0]) and np.isnan(found.image_iou[1])
+    assert found.confusion.sum() == 49 * 57
+
+
+def opened(fifo, process):
+    """The named pipe, for writing, once the process reads it."""
+    for _ in range(600):
+        assert process.poll() is None, process.communicate()[1]
+        try:
+            return os.fdopen(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK), "wb")
+        except OSError as error:
+            assert error.errno == errno.ENXIO  # nobody reads yet
+            time.sleep(0.1)
+    raise AssertionError(f"{fifo} is not read")
+
+
+def test_a_killed_process_goes_on_where_it_was(tmp_path, capsys):
+    data = DataConfig(root=str(tmp_path), classes=["sky", "ground", "tree"])
+    config = dataclasses.replace(small.config(), data=data)
+    rng = np.random.default_rng(0)
+    for i in range(IMAGES):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        Image.fromarray(rng.integers(0, 3, (40, 48), dtype=np.uint8)).save(tmp_path / f"label{i}.png")
+    (tmp_path / "val.txt").write_text("".join(f"{i}.png label{i}.png\n" for i in range(IMAGES)))
+    dataset = build_dataset(config.data, "val")
+    model = build_model(config.model, 3)
+    save_checkpoint({**describe(config, dataset), "state_dict": model.state_dict()}, tmp_path / "last.pth")
+    assert main(["evaluate", str(tmp_path), "--out", str(tmp_path / "whole")]) == 0
+    expected = json.loads((tmp_path / "whole" / "evaluation.json").read_text())
+
+    waiting = {i: (tmp_path / f"{i}.png").read_bytes() for i in (2, 3)}
+    for i in waiting:  # a pipe in the image's place lets us stop the process there
+        (tmp_path / f"{i}.png").unlink()
+        os.mkfifo(tmp_path / f"{i}.png")
+    command = [sys.executable, "-m", "psp_fast", "evaluate", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with opened(tmp_path / "2.png", process) as pipe:
+        time.sleep(progress._SECONDS)  # the file is written after this image
+        pipe.write(waiting[2])
+    with opened(tmp_path / "3.png", process):
+        process.kill()
+    process.communicate()
+    assert not (tmp_path / "evaluation.json").exists()
+    assert (tmp_path / "evaluation.measured.0").exists()
+
+    for i in range(3):
+        (tmp_path / f"{i}.png").unlink()  # measured already: not read again
+    (tmp_path / "3.png").unlink()
+    (tmp_path / "3.png").write_bytes(waiting[3])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "60%" in done.stderr and f"written to {tmp_path / 'evaluation.json'}" in done.stdout
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == expected
+    assert not list(tmp_path.glob("*measured*"))

@@ -23,7 +23,7 @@ def test_train_evaluate_and_submit(tmp_path, capsys, monkeypatch):
     assert main(["train", "cityscapes", "--data.root", root, *TINY, "--out", "run"]) == 0
     assert "motorcycle" in capsys.readouterr().out
     assert main(["evaluate", "run/last.pth"]) == 0
-    assert main(["submit", "run/last.pth", "--out", "submission"]) == 0
+    assert main(["submit", "run", "--out", "submission"]) == 0
     assert "2 label maps written to submission" in capsys.readouterr().out
     written = sorted((tmp_path / "submission").iterdir())
     assert [path.name for path in written] == [f"berlin_000000_00000{i}_leftImg8bit.png" for i in (0, 1)]

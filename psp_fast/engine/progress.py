@@ -1,0 +1,132 @@
+"""Pixel counts of the images that an evaluation has measured, kept on disk so that a killed one goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from psp_fast.checkpoints import read_checkpoint, save_checkpoint
+from psp_fast.configs import Config
+from psp_fast.data import Dataset
+from psp_fast.engine.distributed import Ranks
+from psp_fast.errors import CheckpointError
+
+_SECONDS = 1.0  # between two writings of the file
+
+
+class Progress:
+    """The confusion matrix of every image measured, without its zeros.
+
+    Args:
+        file: where they are kept; None keeps them in memory alone.
+        key: of the evaluation that they are of.
+    """
+
+    def __init__(self, file: Path | None = None, key: str = "") -> None:
+        self.file, self.key = file, key
+        self.counts: dict[int, Tensor] = {}  # image: (2, n) int64, places in its flattened matrix and their pixels
+        self.saved = time.monotonic()
+
+    def add(self, image: int, confusion: Tensor) -> None:
+        """Note the confusion matrix (C, C) int64 of an image, and write the file if that was some seconds ago."""
+        pixels = confusion.flatten()
+        places = pixels.nonzero()[:, 0]
+        self.counts[image] = torch.stack([places, pixels[places]]).cpu()
+        if time.monotonic() - self.saved > _SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file, if there is one.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self.file is None or not self.counts:
+            return
+        content = {
+            "evaluation": self.key,
+            "images": torch.tensor(list(self.counts)),
+            "lengths": torch.tensor([counts.shape[1] for counts in self.counts.values()]),
+            "counts": torch.cat(list(self.counts.values()), 1),
+        }
+        save_checkpoint(content, self.file)
+        self.saved = time.monotonic()
+
+    def load(self, file: Path) -> None:
+        """Add what a file holds of this evaluation; one that is damaged is reported and left alone."""
+        try:
+            content = read_checkpoint(file)
+        except CheckpointError as error:
+            tqdm.write(f"{file} is ignored, and its images are measured again: {error}", file=sys.stderr)
+            return
+        if content.get("evaluation") == self.key:
+            parts = content["counts"].split(content["lengths"].tolist(), 1)
+            self.counts.update(zip(content["images"].tolist(), parts, strict=True))
+
+    def matrices(self, classes: int) -> Iterator[tuple[int, Tensor]]:
+        """Every image with its confusion matrix (C, C) int64 on the CPU."""
+        for image, (places, pixels) in self.counts.items():
+            flat = torch.zeros(classes * classes, dtype=torch.int64)
+            flat[places] = pixels
+            yield image, flat.view(classes, classes)
+
+
+def resume(result: Path, model: nn.Module, dataset: Dataset, config: Config, ranks: Ranks) -> tuple[Progress, set[int]]:
+    """This process's progress towards the file `result`, and the images that need not be measured again.
+
+    The main process takes over what any process measured for the same weights, configuration and samples, and removes
+    files of another evaluation. Samples are told by their names: what is in the files is not compared.
+    """
+    progress = Progress(_file(result, ranks.rank))
+    if ranks.main:
+        progress.key = _key(model, dataset, config, ranks.device)
+        for file in _files(result):
+            progress.load(file)
+        progress.save()  # before the files are removed, so that a kill at any time loses nothing
+        for file in _files(result):
+            if file != progress.file or not progress.counts:
+                file.unlink(missing_ok=True)
+    progress.key, done = ranks.from_main((progress.key, set(progress.counts)))
+    return progress, done
+
+
+def discard(result: Path) -> None:
+    """Remove the files of all processes."""
+    for file in _files(result):
+        file.unlink(missing_ok=True)
+
+
+def _file(result: Path, rank: int) -> Path:
+    return result.with_name(f"{result.stem}.measured.{rank}")
+
+
+def _files(result: Path) -> list[Path]:
+    return sorted(result.parent.glob(f"{result.stem}.measured.*"))
+
+
+def _key(model: nn.Module, dataset: Dataset, config: Config, device: torch.device) -> str:
+    """A digest of all that the counts depend on."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+    settings = {
+        "model": dataclasses.asdict(config.model),
+        "data": dataclasses.asdict(config.data),
+        "eval": dataclasses.asdict(config.eval),
+        "normalisation": [config.augment.mean, config.augment.std],
+        "device": device.type,
+        "classes": list(dataset.classes),
+        "samples": [dataset.name(index) for index in range(len(dataset))],
+    }
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()
