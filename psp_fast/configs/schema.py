@@ -194,7 +194,8 @@ class EvalConfig:
     Images are resized bilinearly without anti-aliasing, as OpenCV does in semseg and mmseg.
 
     Args:
-        mode: the whole image at once, or crops in a sliding window.
+        mode: the whole image at once, or crops in a sliding window. A whole image needs memory for all its activations,
+            without bound; a sliding window takes images of any size in a few GB.
         crop: height and width of the window in pixels.
         stride: step of the window over its size, in (0, 1]; the step in pixels is rounded up.
         average: what overlapping crops average. probabilities (semseg): the softmax of every crop, also over scales and

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.memory import STATUS, measure_in_process
 from psp_fast import PSPNet
 from psp_fast.engine.inference import label_map
 from psp_fast.engine.windows import scaled_size, window_starts
@@ -136,3 +137,12 @@ def test_averages_are_those_of_whole_score_maps(model, options, average, most_by
     found = label_map(model, image, config, most_bytes)
     assert found.dtype == torch.uint8
     assert (found == expected).float().mean() > 0.999  # what lies between two classes may fall either way
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells a process's peak memory")
+def test_memory_of_a_sliding_window_is_that_of_a_band_of_rows():
+    side, crop, band = 1200, 129, 32
+    found = measure_in_process("tests.engine.large_image", str(side), str(crop))
+    row = 4 * 150 * side  # bytes of the scores of 150 classes
+    kept = (crop + band + 3) * row
+    assert kept / 2 < found < kept + 4 * band * row  # all scores of the image: 1200 rows
