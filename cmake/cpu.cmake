@@ -19,8 +19,9 @@ function(psp_fast_add_cpu name flags)
   add_library(psp_fast_${name} OBJECT ${PSP_FAST_CPU_SOURCES})
   target_include_directories(psp_fast_${name} PRIVATE csrc)
   target_compile_definitions(psp_fast_${name} PRIVATE PSP_FAST_CPU=${name})
-  # Neither option changes a value: they let loops with comparisons become vector code, NaN and inf included.
-  target_compile_options(psp_fast_${name} PRIVATE -O3 -fno-math-errno -fno-trapping-math -Wall -Wextra ${flags})
+  # Neither -fno option changes a value: they let loops with comparisons become vector code, NaN and inf included.
+  # -Wpsabi is about vectors as arguments; those functions are all inlined.
+  target_compile_options(psp_fast_${name} PRIVATE -O3 -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi ${flags})
   if(OpenMP_CXX_FOUND)
     target_link_libraries(psp_fast_${name} PRIVATE OpenMP::OpenMP_CXX)
   else()

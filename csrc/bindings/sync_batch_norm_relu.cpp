@@ -37,9 +37,9 @@ void backward_cpu(const BatchNormArgs& args) {
 
 template <CpuKernel kernel>
 void run_cpu(const std::string& dtype, bool channels_last, bool relu, const std::array<int64_t, 3>& sizes, int threads,
-             uintptr_t x, uintptr_t dy, uintptr_t residual, uintptr_t y, uintptr_t dx, uintptr_t g, uintptr_t mean,
-             uintptr_t invstd, uintptr_t weight, uintptr_t bias, uintptr_t stats, uintptr_t sums, uintptr_t means,
-             uintptr_t running_mean, uintptr_t running_var, double momentum, double eps) {
+             uintptr_t x, uintptr_t dy, uintptr_t residual, uintptr_t y, uintptr_t mask, uintptr_t dx, uintptr_t g,
+             uintptr_t mean, uintptr_t invstd, uintptr_t weight, uintptr_t bias, uintptr_t stats, uintptr_t sums,
+             uintptr_t means, uintptr_t running_mean, uintptr_t running_var, double momentum, double eps) {
   kernel({dtype_named(dtype),
           channels_last,
           relu,
@@ -50,6 +50,7 @@ void run_cpu(const std::string& dtype, bool channels_last, bool relu, const std:
           pointer<void>(dy),
           pointer<void>(residual),
           pointer<void>(y),
+          pointer<uint16_t>(mask),
           pointer<void>(dx),
           pointer<void>(g),
           pointer<void>(mean),
@@ -70,9 +71,9 @@ void run_cpu(const std::string& dtype, bool channels_last, bool relu, const std:
 template <CpuKernel kernel>
 void define_cpu(py::module_& module, const char* name) {
   module.def(name, &run_cpu<kernel>, "dtype"_a, "channels_last"_a, "relu"_a, "sizes"_a, "threads"_a, "x"_a, "dy"_a = 0,
-             "residual"_a = 0, "y"_a = 0, "dx"_a = 0, "g"_a = 0, "mean"_a = 0, "invstd"_a = 0, "weight"_a = 0,
-             "bias"_a = 0, "stats"_a = 0, "sums"_a = 0, "means"_a = 0, "running_mean"_a = 0, "running_var"_a = 0,
-             "momentum"_a = 0, "eps"_a = 0, py::call_guard<py::gil_scoped_release>());
+             "residual"_a = 0, "y"_a = 0, "mask"_a = 0, "dx"_a = 0, "g"_a = 0, "mean"_a = 0, "invstd"_a = 0,
+             "weight"_a = 0, "bias"_a = 0, "stats"_a = 0, "sums"_a = 0, "means"_a = 0, "running_mean"_a = 0,
+             "running_var"_a = 0, "momentum"_a = 0, "eps"_a = 0, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

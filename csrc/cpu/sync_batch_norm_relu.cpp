@@ -24,57 +24,33 @@ struct Moments {
   return {count, centre + error, squares - sum * error};
 }
 
-// Asks for what lies kAhead bytes after a row: one stream alone does not keep the memory busy.
-template <class T>
-[[gnu::always_inline]] inline void prefetch_row(const T* row, int64_t lanes) {
-  constexpr int64_t kAhead = 4096 / sizeof(T), kLine = 64 / sizeof(T);
-  for (int64_t k = 0; k < lanes; k += kLine) prefetch(row, k + kAhead);
-}
-
-template <class T, class A>
-void add_values(const Tile& tile, const T* x, A* __restrict sum) {
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    prefetch_row(x + i * tile.stride, tile.lanes);
-    for (int64_t k = 0; k < tile.lanes; ++k) sum[k] += load(x + i * tile.stride + k);
-  }
-}
-
-// Adds x - centre, and its square.
-template <class T, class A, class Parameter>
-void add_deviations(const Tile& tile, const T* x, Parameter centre, A* __restrict sum, A* __restrict squares) {
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    prefetch_row(x + i * tile.stride, tile.lanes);
-    for (int64_t k = 0; k < tile.lanes; ++k) {
-      const A value = load(x + i * tile.stride + k) - centre[k];
-      sum[k] += value;
-      squares[k] += value * value;
-    }
-  }
-}
-
 // The squares are summed around the mean of what came before, the first stretch around its own: where that is far from
 // a stretch's mean, the whole has so large a variance that nothing is lost.
 template <class T>
 Moments plane_statistics(const BatchNormArgs& args, int64_t channel) {
   using A = typename Accumulator<T>::type;
-  A sum[kLanes] = {}, squares[kLanes] = {};
+  Vector<A> sum[4] = {}, squares[4] = {};
   Moments all{};
   Same<A> centre{};
   for (int64_t n = 0; n < args.n; ++n) {
     const T* plane = static_cast<const T*>(args.x) + (n * args.c + channel) * args.pixels;
-    for (int64_t first = 0; first < args.pixels; first += kStretch) {
-      const int64_t length = args.pixels - first < kStretch ? args.pixels - first : kStretch;
+    for_stretches(args.pixels, [&](int64_t first, int64_t length) {
+      const T* x = plane + first;
       const double count = static_cast<double>(length);
       if (all.count == 0) {
-        for_tiles(length, [&](const Tile& tile, int64_t at) { add_values(tile, plane + at, sum); });
-        centre.value = static_cast<A>(collect(sum) / count);
+        for_spans(0, length, [&](auto span, int k) __attribute__((always_inline)) { sum[k] += read(x, span); });
+        centre.value = static_cast<A>(collect<A>(sum) / count);
       }
-      for_tiles(length,
-                [&](const Tile& tile, int64_t at) { add_deviations(tile, plane + first + at, centre, sum, squares); });
-      const double total = collect(sum);
-      all = merged(all, moments(count, centre.value, total, collect(squares)));
+      for_spans(0, length, [&](auto span, int k) __attribute__((always_inline)) {
+        ask_ahead(x, span);
+        const Vector<A> value = within(span, read(x, span) - read(centre, span));
+        sum[k] += value;
+        squares[k] += value * value;
+      });
+      const double total = collect<A>(sum);
+      all = merged(all, moments(count, centre.value, total, collect<A>(squares)));
       centre.value = static_cast<A>(all.mean);
-    }
+    });
   }
   return all;
 }
@@ -94,6 +70,39 @@ void statistics_planes(const BatchNormArgs& args) {
   }
 }
 
+// Adds the values of rows [first, last) of x.
+template <class T, class A>
+void add_values(const BatchNormArgs& args, int64_t first, int64_t last, A* sum) {
+  for_rows(first, last, [&](int64_t row, auto rows) __attribute__((always_inline)) {
+    const T* x = static_cast<const T*>(args.x) + row * args.c;
+    for_spans(0, args.c, [&](auto span, int) __attribute__((always_inline)) {
+      Vector<A> total = read(sum, span);
+      for (int r = 0; r < rows.value; ++r) total += read(x + r * args.c, span);
+      write(sum, span, total, false);
+    });
+  });
+}
+
+// Adds x - centre, and its square.
+template <class T, class A>
+void add_deviations(const BatchNormArgs& args, int64_t first, int64_t last, const A* centre, A* sum, A* squares) {
+  for_rows(first, last, [&](int64_t row, auto rows) __attribute__((always_inline)) {
+    const T* x = static_cast<const T*>(args.x) + row * args.c;
+    for_spans(0, args.c, [&](auto span, int) __attribute__((always_inline)) {
+      const Vector<A> middle = read(centre, span);
+      Vector<A> total = read(sum, span), total_squares = read(squares, span);
+      for (int r = 0; r < rows.value; ++r) {
+        ask_ahead(x + r * args.c, span);
+        const Vector<A> value = read(x + r * args.c, span) - middle;
+        total += value;
+        total_squares += value * value;
+      }
+      write(sum, span, total, false);
+      write(squares, span, total_squares, false);
+    });
+  });
+}
+
 // The statistics of a section of rows, all channels, into part (2, C), as in plane_statistics; sums (3, C) is scratch.
 template <class T, class A>
 void section_statistics(const BatchNormArgs& args, const RowBlocks& cut, int64_t section, double* __restrict part,
@@ -102,16 +111,15 @@ void section_statistics(const BatchNormArgs& args, const RowBlocks& cut, int64_t
   clear(part, 2 * args.c);
   double before = 0;
   for (int64_t b = cut.first_block(section); b < cut.first_block(section + 1); ++b) {
-    const Tile tile{cut.first_row(b + 1) - cut.first_row(b), args.c, args.c};
-    const T* x = static_cast<const T*>(args.x) + cut.first_row(b) * args.c;
-    const double count = static_cast<double>(tile.rows);
+    const int64_t first = cut.first_row(b), last = cut.first_row(b + 1);
+    const double count = static_cast<double>(last - first);
     clear(sums, 2 * args.c);
     if (before == 0) {
       clear(centre, args.c);
-      add_values(tile, x, centre);
+      add_values<T>(args, first, last, centre);
       for (int64_t k = 0; k < args.c; ++k) centre[k] /= static_cast<A>(count);
     }
-    add_deviations(tile, x, static_cast<const A*>(centre), sum, squares);
+    add_deviations<T>(args, first, last, static_cast<const A*>(centre), sum, squares);
     for (int64_t k = 0; k < args.c; ++k) {
       const Moments all = merged({before, part[k], part[args.c + k]}, moments(count, centre[k], sum[k], squares[k]));
       part[k] = all.mean;
@@ -122,11 +130,13 @@ void section_statistics(const BatchNormArgs& args, const RowBlocks& cut, int64_t
   }
 }
 
-// Merges the sections of channels [first, last), in order.
+constexpr int64_t kTogether = 64;
+
+// Merges the sections of channels [first, last), at most kTogether, in order.
 template <class A>
 void merge_sections(const BatchNormArgs& args, const RowBlocks& cut, const Scratch<double>& parts, int64_t first,
                     int64_t last) {
-  double mean[kLanes] = {}, deviations[kLanes] = {}, before = 0;
+  double mean[kTogether] = {}, deviations[kTogether] = {}, before = 0;
   for (int64_t section = 0; section < cut.sections; ++section) {
     const double* part = parts.of(section) + first;
     const double count = static_cast<double>(cut.rows_of(section));
@@ -153,8 +163,8 @@ void statistics_channels_last(const BatchNormArgs& args) {
       section_statistics<T>(args, cut, section, parts.of(section), sums.of(thread_index()));
     }
 #pragma omp for
-    for (int64_t channel = 0; channel < args.c; channel += kLanes) {
-      merge_sections<A>(args, cut, parts, channel, channel + kLanes < args.c ? channel + kLanes : args.c);
+    for (int64_t channel = 0; channel < args.c; channel += kTogether) {
+      merge_sections<A>(args, cut, parts, channel, channel + kTogether < args.c ? channel + kTogether : args.c);
     }
   }
 }
@@ -173,7 +183,7 @@ void keep(const BatchNormArgs& args, int64_t channel, double mean, double deviat
   running_var = static_cast<A>(running_var + args.momentum * (unbiased - running_var));
 }
 
-// What some elements are normalised by: the same for a plane's, an array for a pixel's channels.
+// What some elements are normalised by: the same for a plane's, an array for a row's channels.
 template <class Parameter>
 struct Normal {
   Parameter mean, scale, shift;
@@ -181,46 +191,70 @@ struct Normal {
 template <class Parameter>
 Normal(Parameter, Parameter, Parameter) -> Normal<Parameter>;
 
-// A piece of a plane, or of a pixel's channels.
-template <bool relu, class T, class Parameter>
-void apply_piece(const T* __restrict x, const T* __restrict residual, T* __restrict y, int64_t count,
-                 Normal<Parameter> normal) {
-  using A = typename Accumulator<T>::type;
-  for (int64_t k = 0; k < count; ++k) {
-    A value = (load(x + k) - normal.mean[k]) * normal.scale[k] + normal.shift[k];
-    if (residual != nullptr) value += load(residual + k);
-    store(y + k, relu && value < 0 ? A(0) : value);  // NaN stays
+// Where a run of elements is in the maps.
+template <class T>
+struct Run {
+  const T *x, *residual;
+  T* y;
+  uint16_t* mask;
+
+  Run(const BatchNormArgs& args, int64_t run, int64_t first)
+      : x(static_cast<const T*>(args.x) + first),
+        residual(args.residual == nullptr ? nullptr : static_cast<const T*>(args.residual) + first),
+        y(static_cast<T*>(args.y) + first),
+        mask(args.mask == nullptr ? nullptr : args.mask + run * mask_words(args)) {}
+
+  template <class Span, class V>
+  [[gnu::always_inline]] void put(Span span, int64_t offset, bool relu, bool streamed, V value) const {
+    if (residual != nullptr) value += read(residual, span);
+    if (relu) {
+      if (mask != nullptr) mask[mask_word(span, offset)] = active_bits(value);
+      value = value < 0 ? V{} : value;  // NaN stays
+    }
+    write(y, span, value, streamed);
   }
+};
+
+template <bool relu, class T, class A>
+void apply_plane(const BatchNormArgs& args, bool streamed, int64_t plane, Normal<Same<A>> normal) {
+  const int64_t first = plane * args.pixels, offset = first % kLanes;
+  const Run<T> run(args, plane, first);
+  for_spans(offset, args.pixels, [&](auto span, int) __attribute__((always_inline)) {
+    run.put(span, offset, relu, streamed,
+            (read(run.x, span) - read(normal.mean, span)) * read(normal.scale, span) + read(normal.shift, span));
+  });
 }
 
-// normal_at(k): what the run's elements from k on are normalised by.
-template <bool relu, class T, class F>
-void apply_run(const BatchNormArgs& args, bool streamed, int64_t first, int64_t length, F normal_at) {
-  const T *x = static_cast<const T*>(args.x) + first, *residual = static_cast<const T*>(args.residual);
-  if (residual != nullptr) residual += first;
-  Output<T> y(args.y, first, streamed);
-  for_pieces(length, [&](int64_t at, int64_t count) {
-    apply_piece<relu>(x + at, residual == nullptr ? nullptr : residual + at, y.piece(at), count, normal_at(at));
-    y.finish(at, count);
+template <bool relu, class T, class A>
+void apply_row(const BatchNormArgs& args, bool streamed, int64_t row, Normal<const A*> normal) {
+  const Run<T> run(args, row, row * args.c);
+  for_spans(0, args.c, [&](auto span, int) __attribute__((always_inline)) {
+    run.put(span, 0, relu, streamed,
+            (read(run.x, span) - read(normal.mean, span)) * read(normal.scale, span) + read(normal.shift, span));
   });
 }
 
 template <bool relu, class T>
 void apply(const BatchNormArgs& args) {
-  const Scales<typename Accumulator<T>::type> scales(args);
-  const bool streamed = streams(args);
-  for_runs(args, [&](int64_t first, int64_t length, auto channel) {
-    apply_run<relu, T>(args, streamed, first, length, [&](int64_t at) {
-      return Normal{channel(scales.mean, at), channel(scales.scale, at), channel(scales.shift, at)};
+  using A = typename Accumulator<T>::type;
+  const Scales<A> scales(args);
+  const bool streamed = streams(args, args.y);
+  if (args.channels_last) {
+    const Normal<const A*> normal{scales.mean, scales.scale, scales.shift};
+    for_rows_backwards(args, [&](int64_t row) { apply_row<relu, T, A>(args, streamed, row, normal); });
+  } else {
+    for_planes(args, [&](int64_t plane, int64_t c) {
+      apply_plane<relu, T>(args, streamed, plane,
+                           Normal{Same{scales.mean[c]}, Same{scales.scale[c]}, Same{scales.shift[c]}});
     });
-  });
+  }
 }
 
 // A channel's planes are still in the cache when its statistics are known.
 template <bool relu, class T>
 void forward_planes(const BatchNormArgs& args) {
   using A = typename Accumulator<T>::type;
-  const bool streamed = streams(args);
+  const bool streamed = streams(args, args.y);
 #pragma omp parallel for num_threads(args.threads) schedule(dynamic)
   for (int64_t c = 0; c < args.c; ++c) {
     const Moments all = plane_statistics<T>(args, c);
@@ -228,10 +262,7 @@ void forward_planes(const BatchNormArgs& args) {
     // By value: the neighbours in the arrays are being written by other threads.
     const Normal normal{Same{static_cast<const A*>(args.mean)[c]}, Same{scale_of<A>(args, c)},
                         Same{shift_of<A>(args, c)}};
-    for (int64_t n = 0; n < args.n; ++n) {
-      apply_run<relu, T>(args, streamed, (n * args.c + c) * args.pixels, args.pixels,
-                         [normal](int64_t) { return normal; });
-    }
+    for (int64_t n = 0; n < args.n; ++n) apply_plane<relu, T>(args, streamed, n * args.c + c, normal);
     end_streaming();
   }
 }

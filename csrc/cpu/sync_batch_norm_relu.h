@@ -16,7 +16,8 @@ struct BatchNormArgs {
   int64_t n, c, pixels;
   const void *x, *dy;
   const void* residual;  // may be null, as weight and bias
-  void* y;               // apply writes it, backward reads it; null: backward finds the sign of y from x
+  void* y;               // forward and apply write it, backward reads it; null: it finds where ReLU is active otherwise
+  uint16_t* mask;        // where ReLU is active, a bit an element (mask_words); forward and apply write it, may be null
   void *dx, *g;          // g, the residual's gradient, may be null
   void *mean, *invstd;   // forward writes them
   const void *weight, *bias;

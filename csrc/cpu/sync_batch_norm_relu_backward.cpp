@@ -4,61 +4,44 @@
 namespace psp_fast {
 namespace {
 
-// How ReLU's mask is known: no ReLU, from the saved output, or from x.
-enum class Mask { kNone, kSaved, kRecomputed };
+// How ReLU's mask is known: no ReLU, from forward's bits, from the saved output, or from x.
+enum class Mask { kNone, kBits, kOutput, kRecomputed };
 
-// The gradient g before ReLU, and x, along a run of elements whose channel parameters are at the same index.
-template <Mask mask, class T, class Parameter>
-struct Gradient {
+// A run of elements of the maps that gradients are computed from.
+template <Mask mask, class T>
+struct Run {
   using A = typename Accumulator<T>::type;
   const T *dy, *x, *y;
-  Parameter mean, scale, shift;
+  const uint16_t* bits;
 
-  Gradient(const BatchNormArgs& args, int64_t first, Parameter mean, Parameter scale, Parameter shift)
+  Run(const BatchNormArgs& args, int64_t run, int64_t first)
       : dy(static_cast<const T*>(args.dy) + first),
         x(static_cast<const T*>(args.x) + first),
-        y(mask == Mask::kSaved ? static_cast<const T*>(args.y) + first : nullptr),
-        mean(mean),
-        scale(scale),
-        shift(shift) {}
+        y(mask == Mask::kOutput ? static_cast<const T*>(args.y) + first : nullptr),
+        bits(mask == Mask::kBits ? args.mask + run * mask_words(args) : nullptr) {}
 
-  A centred(int64_t at, int64_t lane) const { return load(x + at) - mean[lane]; }
-  A g(int64_t at, int64_t lane) const {
-    const A value = load(dy + at);
-    if constexpr (mask == Mask::kNone) return value;
-    const A output = mask == Mask::kSaved ? A(load(y + at)) : centred(at, lane) * scale[lane] + shift[lane];
-    return output <= 0 ? A(0) : value;  // a NaN lets the gradient pass, as in PyTorch
+  // The gradient before ReLU. A NaN lets it pass, as in PyTorch.
+  template <class Span, class Parameter>
+  [[gnu::always_inline]] Vector<A> g(Span span, int64_t offset, const Vector<A>& centred, Parameter scale,
+                                     Parameter shift) const {
+    const Vector<A> value = read(dy, span);
+    if constexpr (mask == Mask::kBits) return where_active<A>(bits[mask_word(span, offset)], value);
+    if constexpr (mask == Mask::kOutput) return read(y, span) <= 0 ? Vector<A>{} : value;
+    if constexpr (mask == Mask::kRecomputed) {
+      return centred * read(scale, span) + read(shift, span) <= 0 ? Vector<A>{} : value;
+    }
+    return value;
+  }
+
+  template <class Span>
+  [[gnu::always_inline]] void ask_ahead(Span span) const {
+    psp_fast::ask_ahead(dy, span);
+    psp_fast::ask_ahead(x, span);
+    if constexpr (mask == Mask::kOutput) psp_fast::ask_ahead(y, span);
   }
 };
 
-// Adds g, and g * (x - mean).
-template <class Gradient, class A>
-[[gnu::always_inline]] inline void add_gradients(const Tile& tile, Gradient gradient, A* __restrict sum,
-                                                 A* __restrict products) {
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    for (int64_t k = 0; k < tile.lanes; ++k) {
-      const A value = gradient.g(i * tile.stride + k, k);
-      sum[k] += value;
-      products[k] += value * gradient.centred(i * tile.stride + k, k);
-    }
-  }
-}
-
-// Writes a piece of dx and g. dx = (g - mean of g - xhat * mean of g * xhat) * scale, as one multiplication less.
-template <bool frozen, class Gradient, class T, class Parameter>
-void input_piece(Gradient gradient, T* __restrict dx, T* __restrict g, int64_t count, Parameter slope,
-                 Parameter offset) {
-  using A = typename Accumulator<T>::type;
-  for (int64_t k = 0; k < count; ++k) {
-    const A value = gradient.g(k, k);
-    A result = value * gradient.scale[k];
-    if constexpr (!frozen) result -= gradient.centred(k, k) * slope[k] + offset[k];
-    store(dx + k, result);
-    if (g != nullptr) store(g + k, value);
-  }
-}
-
-// What the gradients of some elements take: the same for a plane's, an array for a pixel's channels.
+// What the gradients of some elements take: the same for a plane's, an array for a row's channels.
 template <class Parameter>
 struct Coefficients {
   Parameter mean, scale, shift, slope, offset;
@@ -104,20 +87,47 @@ void put(const BatchNormArgs& args, int64_t c, double sum, double products) {
 
 template <Mask mask, class T, class A>
 void plane_sums(const BatchNormArgs& args, const Parameters<A>& p, int64_t c) {
-  A sum[kLanes] = {}, products[kLanes] = {};
+  const Coefficients<Same<A>> own = p.of(c);
+  Vector<A> sum[4] = {}, products[4] = {};
   double all = 0, all_products = 0;
   for (int64_t n = 0; n < args.n; ++n) {
-    const int64_t plane = (n * args.c + c) * args.pixels;
-    for (int64_t first = 0; first < args.pixels; first += kStretch) {
-      for_tiles(args.pixels - first < kStretch ? args.pixels - first : kStretch, [&](const Tile& tile, int64_t at) {
-        const Gradient<mask, T, Same<A>> gradient(args, plane + first + at, {p.mean[c]}, {p.scale[c]}, {p.shift[c]});
-        add_gradients(tile, gradient, sum, products);
+    const int64_t plane = n * args.c + c, offset = plane * args.pixels % kLanes;
+    for_stretches(args.pixels, [&](int64_t first, int64_t length) {
+      Run<mask, T> run(args, plane, plane * args.pixels + first);
+      if constexpr (mask == Mask::kBits) run.bits += first / kLanes;
+      for_spans(offset, length, [&](auto span, int k) __attribute__((always_inline)) {
+        run.ask_ahead(span);
+        const Vector<A> centred = read(run.x, span) - read(own.mean, span);
+        const Vector<A> g = within(span, run.g(span, offset, centred, own.scale, own.shift));
+        sum[k] += g;
+        products[k] += g * within(span, centred);
       });
-      all += collect(sum);
-      all_products += collect(products);
-    }
+      all += collect<A>(sum);
+      all_products += collect<A>(products);
+    });
   }
   put<A>(args, c, all, all_products);
+}
+
+// Adds g, and g * (x - mean), of rows [first, last).
+template <Mask mask, class T, class A>
+void add_gradients(const BatchNormArgs& args, int64_t first, int64_t last, const Scales<A>& p, A* sum, A* products) {
+  for_rows(first, last, [&](int64_t row, auto rows) __attribute__((always_inline)) {
+    for_spans(0, args.c, [&](auto span, int) __attribute__((always_inline)) {
+      const Vector<A> mean = read(p.mean, span);
+      Vector<A> total = read(sum, span), total_products = read(products, span);
+      for (int r = 0; r < rows.value; ++r) {
+        const Run<mask, T> run(args, row + r, (row + r) * args.c);
+        run.ask_ahead(span);
+        const Vector<A> centred = read(run.x, span) - mean;
+        const Vector<A> g = run.g(span, 0, centred, static_cast<const A*>(p.scale), static_cast<const A*>(p.shift));
+        total += g;
+        total_products += g * centred;
+      }
+      write(sum, span, total, false);
+      write(products, span, total_products, false);
+    });
+  });
 }
 
 template <Mask mask, class T, class A>
@@ -133,10 +143,8 @@ void sums_channels_last(const BatchNormArgs& args, const Parameters<A>& p) {
       A* sums = scratch.of(thread_index());
       clear(part, 2 * args.c);
       for (int64_t b = cut.first_block(section); b < cut.first_block(section + 1); ++b) {
-        const Tile tile{cut.first_row(b + 1) - cut.first_row(b), args.c, args.c};
-        const Gradient<mask, T, const A*> gradient(args, cut.first_row(b) * args.c, p.mean, p.scale, p.shift);
         clear(sums, 2 * args.c);
-        add_gradients(tile, gradient, sums, sums + args.c);
+        add_gradients<mask, T, A>(args, cut.first_row(b), cut.first_row(b + 1), p, sums, sums + args.c);
         for (int64_t k = 0; k < 2 * args.c; ++k) part[k] += sums[k];
       }
     }
@@ -152,16 +160,35 @@ void sums_channels_last(const BatchNormArgs& args, const Parameters<A>& p) {
   }
 }
 
-// coefficients_at(k): those of the run's elements from k on.
-template <Mask mask, bool frozen, class T, class F>
-void input_of_run(const BatchNormArgs& args, bool streamed, int64_t first, int64_t length, F coefficients_at) {
-  Output<T> dx(args.dx, first, streamed), g(args.g, first, streamed);
-  for_pieces(length, [&](int64_t at, int64_t count) {
-    const auto c = coefficients_at(at);
-    const Gradient<mask, T, decltype(c.mean)> gradient(args, first + at, c.mean, c.scale, c.shift);
-    input_piece<frozen>(gradient, dx.piece(at), g.piece(at), count, c.slope, c.offset);
-    dx.finish(at, count);
-    g.finish(at, count);
+// dx = (g - mean of g - xhat * mean of g * xhat) * scale, as one multiplication less; and g where it is asked for.
+template <bool frozen, class T, class Span, class V>
+[[gnu::always_inline]] inline void put_gradients(const BatchNormArgs& args, int64_t first, Span span, bool streamed,
+                                                 const V& g, const V& centred, const V& scale, const V& slope,
+                                                 const V& offset) {
+  V dx = g * scale;
+  if constexpr (!frozen) dx -= centred * slope + offset;
+  write(static_cast<T*>(args.dx) + first, span, dx, streamed);
+  if (args.g != nullptr) write(static_cast<T*>(args.g) + first, span, g, streamed);
+}
+
+template <Mask mask, bool frozen, class T, class A>
+void input_of_plane(const BatchNormArgs& args, bool streamed, int64_t plane, Coefficients<Same<A>> own) {
+  const int64_t first = plane * args.pixels, offset = first % kLanes;
+  const Run<mask, T> run(args, plane, first);
+  for_spans(offset, args.pixels, [&](auto span, int) __attribute__((always_inline)) {
+    const Vector<A> centred = read(run.x, span) - read(own.mean, span);
+    put_gradients<frozen, T>(args, first, span, streamed, run.g(span, offset, centred, own.scale, own.shift), centred,
+                             read(own.scale, span), read(own.slope, span), read(own.offset, span));
+  });
+}
+
+template <Mask mask, bool frozen, class T, class A>
+void input_of_row(const BatchNormArgs& args, bool streamed, int64_t row, Coefficients<const A*> own) {
+  const Run<mask, T> run(args, row, row * args.c);
+  for_spans(0, args.c, [&](auto span, int) __attribute__((always_inline)) {
+    const Vector<A> centred = read(run.x, span) - read(own.mean, span);
+    put_gradients<frozen, T>(args, row * args.c, span, streamed, run.g(span, 0, centred, own.scale, own.shift), centred,
+                             read(own.scale, span), read(own.slope, span), read(own.offset, span));
   });
 }
 
@@ -178,13 +205,14 @@ struct Backward {
 
   template <bool frozen>
   static void input_from(const BatchNormArgs& args, const Parameters<A>& p) {
-    const bool streamed = streams(args);
-    for_runs(args, [&](int64_t first, int64_t length, auto channel) {
-      input_of_run<mask, frozen, T>(args, streamed, first, length, [&](int64_t at) {
-        return Coefficients{channel(p.mean, at), channel(p.scale, at), channel(p.shift, at), channel(p.slope, at),
-                            channel(p.offset, at)};
-      });
-    });
+    const bool streamed = streams_gradients(args);
+    if (args.channels_last) {
+      const Coefficients<const A*> all{p.mean, p.scale, p.shift, p.slope, p.offset};
+      for_rows_backwards(args, [&](int64_t row) { input_of_row<mask, frozen, T>(args, streamed, row, all); });
+    } else {
+      for_planes(args,
+                 [&](int64_t plane, int64_t c) { input_of_plane<mask, frozen, T>(args, streamed, plane, p.of(c)); });
+    }
   }
 
   static void input(const BatchNormArgs& args) {
@@ -192,7 +220,7 @@ struct Backward {
     args.means == nullptr ? input_from<true>(args, p) : input_from<false>(args, p);
   }
 
-  // A channel's planes are still in the cache when its sums are known.
+  // A channel's planes are still in the cache when its sums are known; the last channels' x may be since forward.
   static void both(const BatchNormArgs& args) {
     Parameters<A> p(args);
     if (args.channels_last) {
@@ -200,26 +228,25 @@ struct Backward {
       for (int64_t c = 0; c < args.c; ++c) p.set(args, c);
       return input_from<false>(args, p);
     }
-    const bool streamed = streams(args);
+    const bool streamed = streams_gradients(args);
 #pragma omp parallel for num_threads(args.threads) schedule(dynamic)
-    for (int64_t c = 0; c < args.c; ++c) {
+    for (int64_t c = args.c - 1; c >= 0; --c) {
       plane_sums<mask, T>(args, p, c);
       p.set(args, c);
-      const Coefficients<Same<A>> coefficients = p.of(c);
-      for (int64_t n = 0; n < args.n; ++n) {
-        input_of_run<mask, false, T>(args, streamed, (n * args.c + c) * args.pixels, args.pixels,
-                                     [coefficients](int64_t) { return coefficients; });
-      }
+      for (int64_t n = 0; n < args.n; ++n) input_of_plane<mask, false, T>(args, streamed, n * args.c + c, p.of(c));
       end_streaming();
     }
   }
+
+  static bool streams_gradients(const BatchNormArgs& args) { return streams(args, args.dx) && streams(args, args.g); }
 };
 
 // Calls F::run<Backward> for the type and mask of args.
 template <class F, class T>
 void run_typed(const BatchNormArgs& args) {
   if (!args.relu) return F::template run<Backward<Mask::kNone, T>>(args);
-  if (args.y != nullptr) return F::template run<Backward<Mask::kSaved, T>>(args);
+  if (args.mask != nullptr) return F::template run<Backward<Mask::kBits, T>>(args);
+  if (args.y != nullptr) return F::template run<Backward<Mask::kOutput, T>>(args);
   F::template run<Backward<Mask::kRecomputed, T>>(args);
 }
 

@@ -1,54 +1,36 @@
-// How batch norm's maps are cut, and sums over the pieces; internal linkage, as in scalar.h.
+// How batch norm's maps are cut, and their channels' parameters; internal linkage, as in scalar.h.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/parallel.h"
-#include "cpu/scalar.h"
 #include "cpu/sync_batch_norm_relu.h"
-#include "cpu/sync_batch_norm_relu_stream.h"
+#include "cpu/sync_batch_norm_relu_lanes.h"
 
 namespace psp_fast {
 namespace {
 
-// A parameter that all lanes share, where a pointer is a parameter for each lane.
+constexpr int64_t kStretch = 64 * 64;  // of one plane: fits the L1 cache, and sums of 64 values a lane are exact
+
 template <class A>
-struct Same {
-  A value;
-  A operator[](int64_t) const { return value; }
-};
-template <class A>
-Same(A) -> Same<A>;
+void clear(A* sum, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) sum[k] = 0;
+}
 
-// Rows of `lanes` values that lie side by side; one row begins `stride` after the other.
-struct Tile {
-  int64_t rows, lanes, stride;
-};
-
-// A stretch of a channel's plane is summed as rows of kLanes: many sums at once are fast, and exact.
-constexpr int64_t kLanes = 64;
-constexpr int64_t kStretch = 64 * kLanes;  // of one plane: fits the L1 cache
-
-// Calls f(tile, first element) for the one or two tiles that make up a stretch.
+// Calls f(first, length) for the stretches of a plane.
 template <class F>
-[[gnu::always_inline]] inline void for_tiles(int64_t length, F f) {
-  const int64_t rows = length / kLanes, rest = length % kLanes;
-  if (rows > 0) f(Tile{rows, kLanes, kLanes}, int64_t{0});
-  if (rest > 0) f(Tile{1, rest, kLanes}, rows * kLanes);
-}
-
-template <class A>
-void clear(A* sum, int64_t lanes) {
-  for (int64_t k = 0; k < lanes; ++k) sum[k] = 0;
-}
-
-// The sum of kLanes values, always in the same order; clears them.
-template <class A>
-double collect(A* sum) {
-  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-    for (int64_t k = 0; k < width; ++k) sum[k] += sum[k + width];
+[[gnu::always_inline]] inline void for_stretches(int64_t pixels, F f) {
+  for (int64_t first = 0; first < pixels; first += kStretch) {
+    f(first, pixels - first < kStretch ? pixels - first : kStretch);
   }
-  const double total = sum[0];
-  clear(sum, kLanes);
-  return total;
+}
+
+// Calls f(row, number) for rows [first, last), four at a time as long as there are so many: what all rows share, such
+// as a channel's parameters, is then read once for four.
+template <class F>
+[[gnu::always_inline]] inline void for_rows(int64_t first, int64_t last, F f) {
+  for (; first + 4 <= last; first += 4) f(first, std::integral_constant<int, 4>{});
+  for (; first < last; ++first) f(first, std::integral_constant<int, 1>{});
 }
 
 // How the rows of a channels-last map (one a pixel) are cut: into blocks that stay in the cache, and those into
@@ -98,59 +80,44 @@ struct Scales {
   }
 };
 
-constexpr int64_t kPiece = 512;  // results that stay in the L1 cache until they are written
-
-// Cuts a run into pieces: calls f(first, number) for each.
-template <class F>
-[[gnu::always_inline]] inline void for_pieces(int64_t length, F f) {
-  for (int64_t at = 0; at < length; at += kPiece) f(at, length - at < kPiece ? length - at : kPiece);
+// Whether this layer's results are written past the caches: maps too large to be found there by who reads them next,
+// whose vectors are aligned.
+inline bool streams(const BatchNormArgs& args, const void* result) {
+  constexpr int64_t kLarge = 8 << 20, kAligned = 64;  // as stream needs it
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(result) % kAligned == 0 && (!args.channels_last || args.c % kLanes == 0);
+  return aligned && args.n * args.c * args.pixels * size_of(args.dtype) >= kLarge;
 }
 
-// Whether this layer's results are written past the caches.
-[[maybe_unused]] inline bool streams(const BatchNormArgs& args) {
-  const int64_t run = args.channels_last ? args.c : args.pixels;
-  return streams(args.n * args.c * args.pixels * size_of(args.dtype)) && run >= 64;
+// ReLU's mask of one run, a bit an element: of a plane, whose vectors are those of the whole map, or of a row.
+inline int64_t mask_words(const BatchNormArgs& args) {
+  return args.channels_last ? (args.c + kLanes - 1) / kLanes : (args.pixels + kLanes - 1) / kLanes + 1;
+}
+template <class Span>
+[[gnu::always_inline]] inline int64_t mask_word(Span span, int64_t offset) {
+  return (span.at + offset) / kLanes;
 }
 
-// Where a run of results is written: in pieces, by way of a buffer if the map is streamed.
-template <class T>
-struct Output {
-  T* to;  // may be null: nothing is written
-  bool streamed;
-  alignas(64) T buffer[kPiece];
-
-  Output(void* map, int64_t first, bool streamed)
-      : to(map == nullptr ? nullptr : static_cast<T*>(map) + first), streamed(streamed) {}
-
-  T* piece(int64_t at) { return to == nullptr ? nullptr : streamed ? buffer : to + at; }
-  void finish(int64_t at, int64_t count) {
-    if (to != nullptr && streamed) stream(to + at, buffer, count * static_cast<int64_t>(sizeof(T)));
-  }
-};
-
-// Calls f(first element, number of elements, channel) for every plane, or every pixel of a channels-last map, these
-// from the last: the pass before this one went forward and has left them in the caches. channel(vector of C, k) are the
-// parameters of the run's elements from k on.
+// Calls f(plane, channel) for all planes.
 template <class F>
-void for_runs(const BatchNormArgs& args, F f) {
-  if (!args.channels_last) {
-    const int64_t planes = args.n * args.c;
-    [[maybe_unused]] const int64_t share = planes / (8 * args.threads) + 1;
+void for_planes(const BatchNormArgs& args, F f) {
+  const int64_t planes = args.n * args.c;
+  [[maybe_unused]] const int64_t share = planes / (8 * args.threads) + 1;
 #pragma omp parallel for num_threads(args.threads) schedule(dynamic, share)
-    for (int64_t plane = 0; plane < planes; ++plane) {
-      const int64_t c = plane % args.c;
-      f(plane * args.pixels, args.pixels, [c](const auto* vector, int64_t) { return Same{vector[c]}; });
-      end_streaming();
-    }
-    return;
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    f(plane, plane % args.c);
+    end_streaming();
   }
+}
+
+// Calls f(row) for all rows, from the last block: the pass before this one went forward and has left it in the caches.
+template <class F>
+void for_rows_backwards(const BatchNormArgs& args, F f) {
   const RowBlocks cut(args);
 #pragma omp parallel for num_threads(args.threads) schedule(dynamic)
   for (int64_t i = 0; i < cut.blocks; ++i) {
     const int64_t b = cut.blocks - 1 - i;
-    for (int64_t row = cut.first_row(b); row < cut.first_row(b + 1); ++row) {
-      f(row * args.c, args.c, [](const auto* vector, int64_t at) { return vector + at; });
-    }
+    for (int64_t row = cut.first_row(b); row < cut.first_row(b + 1); ++row) f(row);
     end_streaming();
   }
 }

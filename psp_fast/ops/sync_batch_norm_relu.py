@@ -16,6 +16,7 @@ from psp_fast.ops.derivatives import first_order
 
 _OP = "sync_batch_norm_relu"
 _DEVICES = ("cpu", "cuda")
+_LANES = 16  # of the CPU kernels' vectors
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 backend.register(_OP, "cpu", backend.Kernel("csrc/cpu", _CPU_DTYPES, backend.missing_native))
@@ -55,8 +56,8 @@ def sync_batch_norm_relu(
             bias are those of this rank's batch.
 
     Returns:
-        Like x: shape, type, and channels_last where x is. Autograd keeps x, 2 * C statistics, and this result where
-        residual and ReLU come together: else x tells where ReLU was active.
+        Like x: shape, type, and channels_last where x is. Autograd keeps x, 2 * C statistics, and where residual and
+        ReLU come together a bit an element, or this result: else x tells where ReLU was active.
 
     Raises:
         TypeError, ValueError: an argument is not as above, or training on a single value per channel.
@@ -219,12 +220,13 @@ def batch_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of x, of the residual where asked for, and (2, C): this rank's gradients of bias and weight.
 
-    count is the number of values that mean and invstd are of, None for a frozen layer. y is the layer's output; None
-    has the mask of ReLU computed again from x.
+    count is the number of values that mean and invstd are of, None for a frozen layer. y is the layer's output, or the
+    mask that `psp_fast::batch_norm_forward` gives; None has the mask of ReLU computed again from x.
     """
     given = (dy, x, y, mean, invstd, weight, bias)
     if count is not None and _ranks(process_group) < 2:
-        return torch.ops.psp_fast.batch_norm_backward(*given, relu, residual)
+        backward = _backward if backend.unobserved(x) else torch.ops.psp_fast.batch_norm_backward
+        return backward(*given, relu, residual)
     sums = torch.ops.psp_fast.batch_norm_backward_sums(*given, relu)
     means = None if count is None else sum_over_ranks(sums, process_group) / count
     dx, g = torch.ops.psp_fast.batch_norm_backward_input(*given, means, relu, residual)
@@ -310,14 +312,16 @@ class _BatchNormRelu(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
+        mask = None
         if mean is None:
-            y, mean, invstd = torch.ops.psp_fast.batch_norm_forward(
-                x, weight, bias, residual, running_mean, running_var, momentum, eps, relu
-            )
+            forward = _forward if backend.unobserved(x) else torch.ops.psp_fast.batch_norm_forward
+            y, mean, invstd, mask = forward(x, weight, bias, residual, running_mean, running_var, momentum, eps, relu)
         else:
             y = torch.ops.psp_fast.batch_norm_apply(x, mean, invstd, weight, bias, residual, relu)
         total = count if isinstance(count, Tensor) else None
-        masked = y if relu and residual is not None else None  # else x says where ReLU was active
+        masked = None  # x says where ReLU was active
+        if relu and residual is not None:
+            masked = y if mask is None or mask.numel() == 0 else mask
         ctx.save_for_backward(x, masked, mean, invstd, weight, bias, total)
         ctx.count, ctx.relu, ctx.group = None if total is not None else count, relu, group
         ctx.residual_dtype = None if residual is None else residual.dtype
@@ -331,7 +335,7 @@ class _BatchNormRelu(torch.autograd.Function):
         need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
         masked = ctx.relu and need_residual
         given = (dy, x, y, mean, invstd, weight, bias)
-        dx, g, sums = None, dy, x.new_empty((2, 0))
+        dx, g, sums = None, dy, dy  # sums are read only where one of their gradients is needed
         if need_x and (count is not None or need_weight or need_bias):
             dx, g, sums = batch_norm_backward(*given, count, relu=ctx.relu, residual=masked, process_group=ctx.group)
         else:
@@ -341,11 +345,16 @@ class _BatchNormRelu(torch.autograd.Function):
                 dx, g = torch.ops.psp_fast.batch_norm_backward_input(*given, None, ctx.relu, masked)
         return (
             dx if need_x else None,
-            sums[1].to(weight.dtype) if need_weight else None,
-            sums[0].to(bias.dtype) if need_bias else None,
-            (g if masked else dy).to(ctx.residual_dtype) if need_residual else None,
+            _in_type(sums[1], weight.dtype) if need_weight else None,
+            _in_type(sums[0], bias.dtype) if need_bias else None,
+            _in_type(g if masked else dy, ctx.residual_dtype) if need_residual else None,
             *[None] * 9,
         )
+
+
+def _in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), without the call where it would do nothing."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 _PARAMETERS = "Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias"
@@ -354,7 +363,7 @@ torch.library.define("psp_fast::batch_norm_apply", f"(Tensor x, {_PARAMETERS}, T
 torch.library.define(
     "psp_fast::batch_norm_forward",
     "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-    "float momentum, float eps, bool relu) -> (Tensor, Tensor, Tensor)",
+    "float momentum, float eps, bool relu) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "psp_fast::batch_norm_backward_sums", f"(Tensor dy, Tensor x, Tensor? y, {_PARAMETERS}, bool relu) -> Tensor"
@@ -409,21 +418,50 @@ def _forward(
     momentum: float,
     eps: float,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, invstd = _empty_forward(x)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, mean, invstd, mask = _empty_forward(x, weight, bias, residual, running_mean, running_var, momentum, eps, relu)
     vectors = {"mean": mean, "invstd": invstd, "weight": weight, "bias": bias}
     running = {"running_mean": running_mean, "running_var": running_var}
     numbers = {"momentum": momentum, "eps": eps}
-    _run("forward", x, relu, numbers, y=y, residual=residual, **vectors, **running)
+    _run(
+        "forward",
+        x,
+        relu,
+        numbers,
+        y=y,
+        residual=residual,
+        mask=mask if mask.numel() > 0 else None,
+        **vectors,
+        **running,
+    )
     # Who keeps something made of the running statistics sees that they have changed.
     torch.autograd.graph.increment_version([t for t in running.values() if t is not None])
-    return y, mean, invstd
+    return y, mean, invstd, mask
 
 
 @torch.library.register_fake("psp_fast::batch_norm_forward")
-def _empty_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     vector = torch.empty(x.shape[1], dtype=_statistics_dtype(x), device=x.device)
-    return torch.empty_like(x, memory_format=_format(x)), vector, torch.empty_like(vector)
+    y, mask = torch.empty_like(x, memory_format=_format(x)), _empty_mask(x, relu and residual is not None)
+    return y, vector, torch.empty_like(vector), mask
+
+
+def _empty_mask(x: Tensor, wanted: bool) -> Tensor:
+    """For where ReLU is active, as mask_words in csrc/cpu has it: rows of 16 bits, one for a plane or for a pixel."""
+    n, c, height, width = x.shape
+    runs, length = (n * height * width, c) if _channels_last(x) else (n * c, height * width + _LANES)
+    shape = (runs, -(-length // _LANES)) if wanted and backend.choose(_OP, x) == "csrc/cpu" else (0, 0)
+    return torch.empty(shape, dtype=torch.int16, device=x.device)
 
 
 def _backward_sums(
@@ -535,19 +573,29 @@ def _dense(x: Tensor, **arrays: Tensor | None) -> dict[str, Tensor]:
     """x and the arrays that are not None: maps in x's layout and type, the others in that of statistics."""
     layout, kept = _format(x), _statistics_dtype(x)
     given = {"x": x, **{name: array for name, array in arrays.items() if array is not None}}
-    for name, array in given.items():
-        if array.shape not in ((x.shape,) if array.dim() == 4 else ((x.shape[1],), (2, x.shape[1]))):
-            raise ValueError(f"{_OP}: {name} of shape {tuple(array.shape)} does not fit x of shape {tuple(x.shape)}")
-    return {
-        name: array.to(x.dtype).contiguous(memory_format=layout) if array.dim() == 4 else array.to(kept).contiguous()
-        for name, array in given.items()
-    }
+    return {name: _dense_array(name, array, x, layout, kept) for name, array in given.items()}
+
+
+def _dense_array(name: str, array: Tensor, x: Tensor, layout: torch.memory_format, kept: torch.dtype) -> Tensor:
+    """The array itself where it is as it should be: each call that copies nothing still takes a microsecond."""
+    if array.dtype == torch.int16:
+        return array
+    maps = array.dim() == 4
+    if array.shape not in ((x.shape,) if maps else ((x.shape[1],), (2, x.shape[1]))):
+        raise ValueError(f"{_OP}: {name} of shape {tuple(array.shape)} does not fit x of shape {tuple(x.shape)}")
+    dtype, wanted = (x.dtype, layout) if maps else (kept, torch.contiguous_format)
+    if array.dtype == dtype and array.is_contiguous(memory_format=wanted):
+        return array
+    return _in_type(array, dtype).contiguous(memory_format=wanted)
 
 
 def _run(
     kernel: str, x: Tensor, relu: bool, numbers: Mapping[str, float] = MappingProxyType({}), /, **arrays: Tensor | None
 ) -> None:
     """Run one kernel on x and the arrays and numbers it takes, whose names are those of BatchNormArgs."""
+    y = arrays.get("y")
+    if y is not None and y.dtype == torch.int16:
+        arrays = {**arrays, "mask": y, "y": None}
     given = _dense(x, **arrays)
     channels_last, implementation = _channels_last(x), backend.choose(_OP, x)
     if implementation == "csrc/cuda":

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from psp_fast.ops import backend, reference
 from psp_fast.ops.sync_batch_norm_relu import batch_statistics, merge_statistics, sync_batch_norm_relu
@@ -164,9 +165,9 @@ def test_backward_finds_what_a_frozen_layer_used() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_large_maps(layout: str) -> None:
-    """Those that are written past the caches, at addresses that are no multiple of a vector."""
-    x = random(2, 70, 121, 125, layout=layout)
+def test_large_maps(capability: str, layout: str) -> None:
+    """Those that are written past the caches: planes whose ends are no multiple of a vector, and rows that are."""
+    x = random(2, 80, 121, 125, layout=layout)
     assert_op_matches(x, x * 0.5)
 
 
@@ -294,11 +295,65 @@ def test_opcheck(layout: str, fused: bool) -> None:
     apply = (x, mean, invstd, *affine, residual if fused else None, fused)
     gradient = (dy, x, ops.batch_norm_apply(*apply) if fused else None, mean, invstd, *affine)
     torch.library.opcheck(ops.batch_norm_statistics, (x,))
+    torch.library.opcheck(
+        ops.batch_norm_forward, (x, *affine, residual if fused else None, mean, bias, 0.1, 1e-3, fused)
+    )
     torch.library.opcheck(ops.batch_norm_apply, apply)
     torch.library.opcheck(ops.batch_norm_backward_sums, (*gradient, fused))
     torch.library.opcheck(ops.batch_norm_backward, (*gradient, fused, fused))
     means = torch.stack([mean, bias]) if fused else None
     torch.library.opcheck(ops.batch_norm_backward_input, (*gradient, means, fused, fused))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mask_of_forward(capability: str, dtype: torch.dtype, layout: str) -> None:
+    """Bits of forward's mask give the gradients that its output gives; they are the same on every instruction set."""
+    ops, native = torch.ops.psp_fast, backend.native()
+    for shape in [*SHAPES, (2, 32, 4, 4), (2, 16, 5, 7)]:
+        x, residual, dy = (random(*shape, dtype=dtype, layout=layout, seed=i) for i in range(3))
+        given = (x, *vectors(shape[1])[:2], residual, None, None, 0.1, 1e-3, True)
+        if x.numel() == x.shape[1]:
+            continue
+        y, mean, invstd, mask = ops.batch_norm_forward(*given)
+        assert mask.numel() * 16 >= y.numel() and mask.dtype == torch.int16
+        rest = (mean, invstd, *given[1:3], True, True)
+        for bits, output in zip(*(ops.batch_norm_backward(dy, x, m, *rest) for m in (mask, y)), strict=True):
+            assert torch.equal(bits, output)
+        native.set_cpu_capability("baseline")
+        *_, other = ops.batch_norm_forward(*given)
+        same = ops.batch_norm_backward(dy, x, other, *rest)[1]
+        native.set_cpu_capability(capability)
+        assert torch.equal(same, ops.batch_norm_backward(dy, x, other, *rest)[1])
+
+
+def test_a_nan_lets_the_gradient_pass(capability: str) -> None:
+    x, residual, dy = (random(2, 3, 5, 7, seed=i) for i in range(3))
+    residual[0, 1, 2, 3] = torch.nan
+    forward = torch.ops.psp_fast.batch_norm_forward(x, None, None, residual, None, None, 0.1, 1e-3, True)
+    y, mean, invstd, mask = forward
+    assert y.isnan().sum() == 1
+    _, g, _ = torch.ops.psp_fast.batch_norm_backward(dy, x, mask, mean, invstd, None, None, True, True)
+    assert torch.equal(g, torch.where(y <= 0, 0, dy))
+
+
+def test_ops_are_seen_by_who_watches() -> None:
+    """The dispatcher is passed by only where nobody watches; either way gives the same bits."""
+    x, residual = random(2, 5, 4, 7).requires_grad_(), random(2, 5, 4, 7, seed=1).requires_grad_()
+
+    def step() -> list[Tensor]:
+        y = sync_batch_norm_relu(x, None, None, None, None, training=True, residual=residual)
+        return [y, *torch.autograd.grad(y.sum(), [x, residual])]
+
+    alone = step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        profiled = step()
+    names = {event.key for event in profile.key_averages()}
+    assert {"psp_fast::batch_norm_forward", "psp_fast::batch_norm_backward"} <= names
+    with FlopCounterMode(display=False):
+        watched = step()
+    for ours, *others in zip(alone, profiled, watched, strict=True):
+        assert all(torch.equal(ours, other) for other in others)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
