@@ -46,6 +46,7 @@ def label_map(model: PSPNet, image: Tensor, config: Config, most_bytes: int = _B
         for top in range(0, image.shape[1], _BAND):
             rows = top, min(top + _BAND, image.shape[1])
             labels[rows[0] : rows[1], columns[0] : columns[1]] = _mean_scores(views, streams, rows, columns).argmax(0)
+        del streams  # before the next strip's are made
     return labels
 
 
