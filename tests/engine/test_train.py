@@ -15,6 +15,7 @@ from psp_fast.checkpoints import read_checkpoint
 from psp_fast.configs import config_to_yaml
 from psp_fast.data.scenes import CLASSES
 from psp_fast.engine.distributed import Ranks
+from psp_fast.engine.evaluate import Evaluation
 from psp_fast.engine.metrics import Metrics
 from psp_fast.engine.optim import build_optimizer, poly_lr
 from psp_fast.engine.run import BEST, LAST, build_model, load_trained
@@ -199,7 +200,8 @@ def train_in_float64(rank, world, folder):
             trainer._validation_due = lambda: False  # evaluation reads float32 images
             trainer.config.train.checkpoint_every = 3
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("psp_fast.engine.train.evaluate", lambda *_: Metrics(0, 0, 0, 0, [], [], []))
+                nothing = Evaluation(Metrics(0, 0, 0, 0, [], [], []), torch.zeros(0, 0), [])
+                patch.setattr("psp_fast.engine.train.evaluate", lambda *_, found=nothing: found)
                 trainer.run(folder / loss_mean)
     finally:
         torch.set_default_dtype(torch.float32)
