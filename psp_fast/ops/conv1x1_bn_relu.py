@@ -152,7 +152,7 @@ class _Folded(NamedTuple):
     """A convolution's weight with the batch norm in it (for oneDNN in its own order), and the bias."""
 
     kind: tuple
-    """Which kernel, type and eps it is for."""
+    """Which kernel, type, eps and, where that matters, shape of x it is for."""
     sources: list[_Mark]
     """The tensors it was made of, as they were."""
     weight: Tensor
@@ -210,7 +210,8 @@ def _folded(
     eps: float,
 ) -> _Folded:
     implementation = backend.choose(_OP, x)
-    kind = (implementation, x.dtype, eps)
+    # oneDNN orders a weight for one shape of maps; in that order it can be ten times as slow on maps of another.
+    kind = (implementation, x.dtype, eps, x.shape if implementation == "oneDNN" else None)
     sources = [weight, bn_weight, bn_bias, running_mean, running_var]
     # Neither tensors that do not count their changes, nor memory that a CUDA graph fills later.
     keeps = not any(t is not None and t.is_inference() for t in sources)

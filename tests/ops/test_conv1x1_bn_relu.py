@@ -105,6 +105,23 @@ def test_the_weight_is_folded_once_and_again_after_a_change(monkeypatch: pytest.
         assert len(folds) == 2 + i
 
 
+@torch.no_grad()
+def test_the_weight_is_in_the_order_for_the_shape_of_x(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, scale, shift, _ = operands(2, 16, 24, 9, 8)
+    rest = (weight, scale, shift, *statistics(24))
+    reorder, shapes = torch.ops.mkldnn._reorder_convolution_weight, []
+
+    def noted(*args: Any) -> Tensor:
+        shapes.append(tuple(args[-1]))
+        return reorder(*args)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", noted)
+    for part in (x, x, x[:, :, 2:], x[:1], x[:1], x):
+        ours, expected = (f(part, *rest, training=False) for f in (op, reference.conv1x1_bn_relu))
+        torch.testing.assert_close(ours, expected)
+    assert shapes == [(2, 16, 9, 8), (2, 16, 7, 8), (1, 16, 9, 8), (2, 16, 9, 8)]
+
+
 def _train_ours(x: Tensor, mean: Tensor, var: Tensor) -> None:
     ops.sync_batch_norm_relu(x, None, None, mean, var, training=True)
 
