@@ -19,11 +19,9 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import ablation_plots
-from benchmarks.ablation_rows import BASELINE, DEFAULT_WEIGHT, MULTI_SCALE, PSPNET, ROWS, SEVERAL_SCALES, summary
+from benchmarks.ablation_rows import BASELINE, DEFAULT_WEIGHT, MULTI_SCALE, PSPNET, ROWS, SEVERAL_SCALES, SHORT, summary
 from benchmarks.trainings import psp_fast, same_environment, train
 from psp_fast.files import write_text
-
-SHORT = ["--train.steps=100", "--train.validate_every=100", "--train.checkpoint_every=100", "--train.workers=0"]
 
 
 def run_all(folder: Path, seeds: int) -> dict[str, Any]:

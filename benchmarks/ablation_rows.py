@@ -11,6 +11,7 @@ import numpy as np
 
 from psp_fast.data.scenes import CONTEXTUAL_PAIRS
 
+SHORT = ["--train.steps=100", "--train.validate_every=100", "--train.checkpoint_every=100", "--train.workers=0"]
 BASELINE, PSPNET = "baseline", "B1236 AVE DR"
 POOLED = {
     " ".join((bins, pool, *(["DR"] if reduced else []))): [
