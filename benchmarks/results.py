@@ -60,6 +60,8 @@ what can be compared is which row is ahead.
 
 ### Several scales, mirrored
 
+These networks have seen their pictures at one scale alone (the recipe's `augment.scale` is 1), the paper's at 0.5 to 2.
+
 {scales}
 
 {order_scales}
@@ -195,8 +197,8 @@ def _order(pairs: Sequence[Comparison]) -> str:
     """Which of the paper's differences are found again, and which are not."""
     same = [pair for pair in pairs if pair.agrees]
     lines = [
-        f"{len(same)} of {len(pairs)} pairs of the paper's rows have the same order here; a difference is clear where "
-        "it is more than twice its standard error over the seeds.",
+        f"Pairs of the paper's rows that have the same order here: {len(same)} of {len(pairs)}. A difference is clear "
+        "where it is more than twice its standard error over the seeds.",
         "",
     ]
     for title, wanted in (
