@@ -2,7 +2,7 @@
 
     python -m benchmarks.same_training
 
-trains the scenes recipe with the kernels, with their references (as PSP_FAST_OPS=reference does), and once with the
+trains the scenes recipe with the kernels, with their references (PSP_FAST_OPS=reference), and once with the
 references in the other memory format, NCHW: rounding alone makes losses drift apart, and the last run shows how far.
 A killed call goes on where it was. Writes docs/results/same_training.json and a plot of the curves.
 """
@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.ablation import train
-from psp_fast import ops
+from benchmarks.trainings import same_environment, train
 from psp_fast.engine.plots import write_figure
-from psp_fast.errors import PspFastError
 from psp_fast.files import write_text
 
 FIRST = 50
@@ -39,13 +37,11 @@ def run_all(folder: Path, seeds: int) -> dict[str, list[dict[str, Any]]]:
     """The runs of every seed with kernels and references; of the first seed with the other rounding."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for name, setting in ((KERNELS, "auto"), (REFERENCE, "reference")):
-        with ops.use(setting):
-            runs[name] = [train(folder / f"{name}-{seed}", LOGGED, seed) for seed in range(seeds)]
-    with ops.use("reference"):
-        runs[ROUNDING] = [train(folder / "rounding-0", [*LOGGED, "--train.channels_last=false"], 0)]
-    environments = [run["environment"] for rows in runs.values() for run in rows]
-    if any(other != environments[0] for other in environments):
-        raise PspFastError(f"the runs in {folder} are of different commits, versions or machines: remove them")
+        variables = {"PSP_FAST_OPS": setting}
+        runs[name] = [train(folder / f"{name}-{seed}", LOGGED, seed, variables) for seed in range(seeds)]
+    nchw = [*LOGGED, "--train.channels_last=false"]
+    runs[ROUNDING] = [train(folder / "rounding-0", nchw, 0, {"PSP_FAST_OPS": "reference"})]
+    same_environment([run for rows in runs.values() for run in rows], folder)
     return runs
 
 
