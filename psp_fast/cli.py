@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeInt
+
 from psp_fast.configs import (
     Config,
     config_parser,
@@ -109,9 +112,19 @@ def _train(arguments: list[str]) -> int:
 def _evaluate(arguments: list[str]) -> int:
     positional, options = _leading(arguments)
     checkpoint = _at_most_one(positional, "CHECKPOINT_OR_RUN")
-    usage = "psp-fast evaluate CHECKPOINT_OR_RUN [--data.root DIR] [--eval.mode slide] [--out DIR]"
+    usage = "psp-fast evaluate CHECKPOINT_OR_RUN [--data.root DIR] [--eval.mode slide] [--pictures [N]] [--out DIR]"
     description = "Measure a trained network on a validation set. Killed and started again, it goes on where it was."
-    config = _config_for(checkpoint, options, "psp-fast evaluate", usage, description)
+    parser = config_parser("psp-fast evaluate", usage, description)
+    parser.add_argument(
+        "--pictures",
+        type=NonNegativeInt,
+        nargs="?",
+        const=5,
+        default=0,
+        help="also write evaluation.html, with plots and the N best and worst images",
+    )
+    wanted = _with_saved(checkpoint, options, parser)
+    count, config = parse_options(parser, wanted).pictures, parse_config(parser, wanted)
 
     from psp_fast.engine import distributed, run
     from psp_fast.engine.evaluate import evaluate
@@ -128,6 +141,11 @@ def _evaluate(arguments: list[str]) -> int:
     found = evaluate(trained.model, dataset, config, ranks, result)
     if ranks.main:
         print(f"{found.metrics.table()}\n\nwritten to {result}")
+        if count:
+            from psp_fast.engine.report import write_report
+
+            page = write_report(result.parent, str(checkpoint), trained.model, dataset, found, config, count)
+            print(f"page: {page}   pictures: {page.parent / 'pictures'}")
     distributed.stop()
     return 0
 
@@ -284,10 +302,15 @@ def _new_folder(config: Config, recipe: str, ranks: Ranks) -> Path:
 def _config_for(checkpoint: str, options: Sequence[str], prog: str, usage: str, description: str) -> Config:
     """The configuration a checkpoint was trained with, changed by options; out is the options' alone."""
     parser = config_parser(prog, usage, description)
+    return parse_config(parser, _with_saved(checkpoint, options, parser))
+
+
+def _with_saved(checkpoint: str, options: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """The options, behind those that the checkpoint was trained with."""
     if checkpoint:
         from psp_fast.engine.run import saved_config
 
         saved = dataclasses.replace(saved_config(checkpoint), out=None)
-        return parse_config(parser, ["--config", config_to_yaml(saved), *options])
+        return ["--config", config_to_yaml(saved), *options]
     parse_config(parser, options)  # --help, and mistakes in the options, come first
-    raise ConfigError(f"no checkpoint given; usage: {usage}")
+    raise ConfigError(f"no checkpoint given; usage: {parser.usage}")

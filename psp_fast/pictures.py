@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from psp_fast.data.base import IGNORE
 
-_PAPER, _INK, _FRAME = (255, 255, 255), (30, 30, 30), (120, 120, 120)
+PAPER, INK = (255, 255, 255), (30, 30, 30)
+_FRAME = (120, 120, 120)
 _SMALL = 256  # an overlay enlarges images by the largest whole factor that stays within this longer side
 _CELL = 320  # longer side of a comparison's cells
 _GAP = 8  # between its cells
@@ -46,7 +47,7 @@ def overlay(
     factor = max(_SMALL // max(picture.size), 1)
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     font_size = max(max(picture.size) // 45, 12)
-    return _above(picture, _legend(_present(label, classes, palette), picture.size, font_size))
+    return stacked(picture, draw_legend(present_classes(label, classes, palette), picture.size, font_size))
 
 
 def comparison(
@@ -60,25 +61,25 @@ def comparison(
     grid = [[_cell(cell, _cell_size(row[0].shape), palette) for cell in row] for row in rows]
     widths = [max(cell.width for cell in column) for column in zip(*grid, strict=True)]
     heights = [row[0].height for row in grid]
-    font = _font(16)
+    font = load_font(16)
     header = 16 + 2 * _GAP
     size = sum(widths) + _GAP * (len(widths) + 1), header + sum(heights) + _GAP * len(heights)
-    picture = Image.new("RGB", size, _PAPER)
+    picture = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(picture)
     left = _GAP
     for column, (title, width) in enumerate(zip(titles, widths, strict=True)):
-        draw.text((left, _GAP), _shorten(title, font, width), _INK, font)
+        draw.text((left, _GAP), _shorten(title, font, width), INK, font)
         top = header
         for row, height in zip(grid, heights, strict=True):
             picture.paste(row[column], (left, top))
             top += height + _GAP
         left += width + _GAP
     labels = [cell.ravel() for row in rows for cell in row if cell.ndim == 2]
-    entries = _present(np.concatenate(labels), classes, palette) if labels else []
-    return _above(picture, _legend([entry._replace(note="") for entry in entries], picture.size, 14))
+    entries = present_classes(np.concatenate(labels), classes, palette) if labels else []
+    return stacked(picture, draw_legend([entry._replace(note="") for entry in entries], picture.size, 14))
 
 
-def _present(label: np.ndarray, classes: Sequence[str], palette: np.ndarray) -> list[Entry]:
+def present_classes(label: np.ndarray, classes: Sequence[str], palette: np.ndarray) -> list[Entry]:
     """The classes in a label map with their shares, largest first, and at the end the ignored pixels."""
     counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
     order = [int(index) for index in np.argsort(-counts[: len(classes)], kind="stable") if counts[index]]
@@ -88,9 +89,9 @@ def _present(label: np.ndarray, classes: Sequence[str], palette: np.ndarray) -> 
     return entries
 
 
-def _legend(entries: Sequence[Entry], picture_size: tuple[int, int], font_size: int) -> Image.Image:
+def draw_legend(entries: Sequence[Entry], picture_size: tuple[int, int], font_size: int) -> Image.Image:
     """Swatch, name and note of every entry in columns, filled downwards, that suit a picture of (width, height)."""
-    font = _font(font_size)
+    font = load_font(font_size)
     names = [_shorten(entry.name, font, _LONGEST_NAME * font_size) for entry in entries]
     notes_at = 1.5 * font_size + max((font.getlength(name) for name in names), default=0) + font_size / 2
     notes = max((font.getlength(entry.note) for entry in entries), default=0)
@@ -100,22 +101,23 @@ def _legend(entries: Sequence[Entry], picture_size: tuple[int, int], font_size: 
     rows = min(-(-len(entries) // columns), most_rows)
     shown = len(entries) if len(entries) <= rows * columns else rows * columns - 1
     size = max(columns * column_width + font_size, picture_size[0]), rows * row_height + font_size
-    legend = Image.new("RGB", size, _PAPER)
+    legend = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(legend)
     for position in range(min(len(entries), rows * columns)):
         column, row = divmod(position, rows)
         left, top = font_size + column * column_width, font_size // 2 + row * row_height
         if position == shown:
-            draw.text((left, top), f"and {len(entries) - shown} more", _INK, font)
+            draw.text((left, top), f"and {len(entries) - shown} more", INK, font)
             break
         draw.rectangle((left, top, left + font_size, top + font_size), entries[position].colour, _FRAME)
-        draw.text((left + 1.5 * font_size, top), names[position], _INK, font)
+        draw.text((left + 1.5 * font_size, top), names[position], INK, font)
         draw.text((left + notes_at, top), entries[position].note, _FRAME, font)
     return legend
 
 
-def _above(picture: Image.Image, legend: Image.Image) -> Image.Image:
-    both = Image.new("RGB", (max(picture.width, legend.width), picture.height + legend.height), _PAPER)
+def stacked(picture: Image.Image, legend: Image.Image) -> Image.Image:
+    """The picture with its legend below."""
+    both = Image.new("RGB", (max(picture.width, legend.width), picture.height + legend.height), PAPER)
     both.paste(picture, (0, 0))
     both.paste(legend, (0, picture.height))
     return both
@@ -136,7 +138,8 @@ def _cell(pixels: np.ndarray, size: tuple[int, int], palette: np.ndarray) -> Ima
     return Image.fromarray(pixels).resize(size, resample)
 
 
-def _font(size: int) -> Font:
+def load_font(size: int) -> Font:
+    """Pillow's own font, whose letters are `size` pixels high."""
     return ImageFont.load_default(size)
 
 

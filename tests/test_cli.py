@@ -53,8 +53,11 @@ def test_train_resume_evaluate_predict_on_a_users_own_images(tree, capsys):
     assert train("--out=run") == 0
     assert "picture: run/examples.png" in capsys.readouterr().out
     assert main(["train", "--resume", "run"]) == 0
-    assert main(["evaluate", "run", "--eval.mode=slide", "--eval.crop=[33,33]", *MULTI_SCALE]) == 0
-    assert "ground" in capsys.readouterr().out
+    window = ["--eval.mode=slide", "--eval.crop=[33,33]", *MULTI_SCALE]
+    assert main(["evaluate", "run", *window, "--pictures"]) == 0
+    out = capsys.readouterr().out
+    assert "ground" in out and "page: run/evaluation.html   pictures: run/pictures" in out
+    assert "a sliding window of 33x33" in (tree / "run" / "evaluation.html").read_text()
     measures = json.loads((tree / "run" / "evaluation.json").read_text())
     assert set(measures["classes"]) == {"sky", "ground"}
     assert main(["predict", "run", "0.jpg", "1.jpg", "--out", "found"]) == 0

@@ -20,11 +20,16 @@ from psp_fast.pictures import comparison
 _EXAMPLES = 4
 
 
-def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG."""
+def pixels_of(figure: Figure) -> np.ndarray:
+    """A figure as (H, W, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    write_png(path, np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG."""
+    write_png(path, pixels_of(figure))
 
 
 def save_curves(path: Path, history: Sequence[dict[str, float]]) -> None:

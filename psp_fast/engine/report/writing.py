@@ -1,0 +1,106 @@
+"""The pictures of an evaluation and the page that holds them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from tqdm import tqdm
+
+from psp_fast.configs import Config
+from psp_fast.data import Dataset, write_png
+from psp_fast.engine.evaluate import Evaluation
+from psp_fast.engine.inference import evaluating, label_map
+from psp_fast.engine.plots import pixels_of
+from psp_fast.engine.report.page import Sample, Themed, page
+from psp_fast.engine.report.plots import DARK, LIGHT, confusion_figure, iou_figure
+from psp_fast.error_pictures import board, panels
+from psp_fast.files import write_bytes, write_text
+from psp_fast.models import PSPNet
+
+
+def write_report(
+    folder: Path, source: str, model: PSPNet, dataset: Dataset, found: Evaluation, config: Config, count: int
+) -> Path:
+    """Write evaluation.html into folder, which needs no other file, and its pictures as PNG files into folder/pictures.
+
+    Args:
+        folder: made when missing.
+        source: the checkpoint, as the page calls it.
+        model: whose evaluation it is; it predicts the images that are drawn once more.
+        dataset: that it was evaluated on.
+        found: what `evaluate` returned.
+        config: its fields eval, and mean and std of augment.
+        count: how many of the best and of the worst images to draw; never one as both.
+
+    Returns:
+        The page.
+
+    Raises:
+        PspFastError: a file cannot be written.
+    """
+    pictures = folder / "pictures"
+    for old in [*pictures.glob("best_*.png"), *pictures.glob("worst_*.png")]:
+        old.unlink()
+    best, worst = chosen(found.image_iou, count)
+    bar = tqdm(total=len(best) + len(worst), desc="pictures", unit="image", leave=False)
+    with evaluating(model), bar:
+        samples = {
+            kind: [
+                _sample(pictures / f"{kind}_{place}.png", index, model, dataset, found, config, bar)
+                for place, index in enumerate(indices, 1)
+            ]
+            for kind, indices in (("best", best), ("worst", worst))
+        }
+    counts, ious = found.confusion.numpy(), found.metrics.class_iou
+    confusion = _themed(confusion_figure, counts, dataset.classes)
+    bars = _themed(iou_figure, ious, dataset.classes, dataset.palette)
+    write_bytes(pictures / "confusion.png", confusion.light)
+    write_bytes(pictures / "classes.png", bars.light)
+    target = folder / "evaluation.html"
+    write_text(target, page(source, dataset, found, config, bars, confusion, samples["best"], samples["worst"]))
+    return target
+
+
+def chosen(image_iou: Sequence[float], count: int) -> tuple[list[int], list[int]]:
+    """Positions of the best and of the worst images by their mean IoU, best and worst first; NaN is neither."""
+    known = [index for index, iou in enumerate(image_iou) if not np.isnan(iou)]
+    order = sorted(known, key=lambda index: image_iou[index])
+    worst = order[: min(count, (len(order) + 1) // 2)]
+    return order[len(worst) :][::-1][:count], worst
+
+
+def _sample(
+    path: Path, index: int, model: PSPNet, dataset: Dataset, found: Evaluation, config: Config, bar: tqdm
+) -> Sample:
+    image, truth = dataset.load(index)
+    device = next(model.parameters()).device
+    prediction = label_map(model, torch.from_numpy(image).to(device), config).cpu().numpy()
+    drawn = panels(image, truth, prediction, dataset.palette)
+    picture = board(drawn, truth, prediction, dataset.classes, dataset.palette)
+    write_png(path, np.asarray(picture))
+    bar.update()
+    return Sample(dataset.name(index), found.image_iou[index], _jpeg(picture), picture.size)
+
+
+def _themed(figure: Callable[..., Figure], *given: Any) -> Themed:
+    """What figure(*given, theme) draws, as PNG files."""
+    drawn = []
+    for theme in (LIGHT, DARK):
+        stream = io.BytesIO()
+        Image.fromarray(pixels_of(figure(*given, theme))).save(stream, "PNG", optimize=True)
+        drawn.append(stream.getvalue())
+    return Themed(*drawn)
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    """For the page alone: of a photograph a fifth of its PNG."""
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=88, subsampling=0)
+    return stream.getvalue()
