@@ -67,7 +67,7 @@ def board(
         draw.text((left, top + _GAP), name, INK, font)
         picture.paste(panel, (left, top + title))
     both = np.concatenate([truth.ravel(), prediction.ravel()])
-    entries = [entry._replace(note="") for entry in present_classes(both, classes, palette) if entry.name != "ignored"]
+    entries = [entry._replace(note="") for entry in present_classes(both[both != IGNORE], classes, palette)]
     marks = [Entry("wrong", WRONG, "")] + [Entry("ignored", IGNORED[0], "")] * bool((truth == IGNORE).any())
     return stacked(picture, draw_legend(marks + entries, picture.size, 14))
 
