@@ -63,7 +63,10 @@ def to_mmseg(model: nn.Module) -> tuple[dict[str, Tensor], str]:
     if level != main:
         raise CheckpointError(f"mmsegmentation's levels have the head's channels: {level} and {main} differ")
     if options["layers"] < 50 and options["dilation"] != "mmseg":
-        raise CheckpointError("mmsegmentation has 18 and 34 layers with its own dilation alone: dilation='mmseg'")
+        raise CheckpointError(
+            "mmsegmentation has 18 and 34 layers with its own dilation alone, dilation='mmseg'; a bare state_dict is "
+            "taken to have semseg's: convert a checkpoint that psp-fast train wrote, which names it"
+        )
     if options["avg_down"] and options["stem"] == "torchvision":
         raise CheckpointError("mmsegmentation has average-pooled shortcuts with a deep stem alone")
     rules = _TO_MMSEG if options["stem"] != "torchvision" else (*_TO_MMSEG_SHALLOW_STEM, *_TO_MMSEG)

@@ -159,7 +159,7 @@ class TrainConfig:
     Args:
         steps: parameter updates in all.
         batch_size: images a step, over all processes together.
-        workers: processes that load data, for each training process.
+        workers: processes that load data, for each training process; at most one a core.
         aux_weight: weight of the auxiliary loss.
         loss_mean: over the pixels that count (semseg), or over all, ignored ones as 0 (mmseg).
         amp: autocast to bf16 or fp16 (with a loss scaler); off is fp32.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -116,10 +117,16 @@ def training_batches(config: Config, dataset: Dataset, start: int, rank: int, wo
     return DataLoader(
         samples,
         batch_sampler=sampler,
-        num_workers=train.workers,
+        num_workers=usable_workers(train.workers),
         collate_fn=_collate,
         pin_memory=config.device != "cpu" and torch.cuda.is_available(),
     )
+
+
+def usable_workers(workers: int) -> int:
+    """So many processes, but no more than there are cores for this one; what a sample is depends on none of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(workers, cores)
 
 
 class EvaluationSamples(TorchDataset):
@@ -141,6 +148,7 @@ class EvaluationSamples(TorchDataset):
 
 def evaluation_samples(dataset: Dataset, indices: Sequence[int], workers: int) -> DataLoader:
     """These samples of the data set, one at a time; a worker keeps one ready, as images may be large."""
+    workers = usable_workers(workers)
     return DataLoader(
         EvaluationSamples(dataset),
         batch_size=None,

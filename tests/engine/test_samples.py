@@ -1,5 +1,8 @@
 """Which samples a step sees."""
 
+import os
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from psp_fast.engine.samples import (
     build_train_transform,
     evaluation_samples,
     training_batches,
+    usable_workers,
 )
 from psp_fast.errors import ConfigError, DataError
 from tests.engine import small
@@ -88,3 +92,12 @@ def test_evaluation_gives_images_as_they_are_and_a_bad_one_as_its_error(workers)
     image, label = Scenes("train", 49, 6, 0).load(5)
     assert np.array_equal(found[0][0], image) and np.array_equal(found[0][1], label) and found[0][2] == 5
     assert str(found[1]) == "images/3.jpg is broken"
+
+
+def test_no_more_workers_than_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3}, raising=False)
+    assert [usable_workers(n) for n in (0, 1, 2, 8)] == [0, 1, 2, 2]
+    dataset = build_dataset(small.config().data, "val")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # DataLoader's, of too many workers
+        assert evaluation_samples(dataset, [0], 8).num_workers == 2
