@@ -130,7 +130,10 @@ def saved_config(path: str | Path) -> Config:
 def _read_described(path: Path) -> dict[str, Any]:
     content = read_checkpoint(path)
     if not {"config", "classes", "palette", "state_dict"} <= content.keys():
-        raise CheckpointError(f"{path} does not describe its model: give a checkpoint that psp-fast train wrote")
+        raise CheckpointError(
+            f"{path} does not describe its model: give a checkpoint that psp-fast train wrote, or make one of another "
+            f"project's weights: psp-fast convert {path} OUT.pth --recipe RECIPE"
+        )
     return content
 
 
