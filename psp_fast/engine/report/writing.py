@@ -20,7 +20,7 @@ from psp_fast.engine.inference import evaluating, label_map
 from psp_fast.engine.plots import pixels_of
 from psp_fast.engine.report.page import Sample, Themed, page
 from psp_fast.engine.report.plots import DARK, LIGHT, confusion_figure, iou_figure
-from psp_fast.error_pictures import board, panels
+from psp_fast.error_pictures import board, legend, panels
 from psp_fast.files import write_bytes, write_text
 from psp_fast.models import PSPNet
 
@@ -83,10 +83,11 @@ def _sample(
     device = next(model.parameters()).device
     prediction = label_map(model, torch.from_numpy(image).to(device), config).cpu().numpy()
     drawn = panels(image, truth, prediction, dataset.palette)
-    picture = board(drawn, truth, prediction, dataset.classes, dataset.palette)
-    write_png(path, np.asarray(picture))
+    entries = legend(truth, prediction, dataset.classes, dataset.palette)
+    write_png(path, board(drawn, entries))
     bar.update()
-    return Sample(dataset.name(index), found.image_iou[index], _jpeg(picture), picture.size)
+    files = {title: _jpeg(panel) for title, panel in drawn.items()}
+    return Sample(dataset.name(index), found.image_iou[index], files, drawn["image"].size, entries)
 
 
 def _themed(figure: Callable[..., Figure], *given: Any) -> Themed:
@@ -94,9 +95,10 @@ def _themed(figure: Callable[..., Figure], *given: Any) -> Themed:
     drawn = []
     for theme in (LIGHT, DARK):
         stream = io.BytesIO()
-        Image.fromarray(pixels_of(figure(*given, theme))).save(stream, "PNG", optimize=True)
+        picture = Image.fromarray(pixels_of(figure(*given, theme)))
+        picture.save(stream, "PNG", optimize=True)
         drawn.append(stream.getvalue())
-    return Themed(*drawn)
+    return Themed(*drawn, picture.width)
 
 
 def _jpeg(picture: Image.Image) -> bytes:
