@@ -20,7 +20,8 @@ from psp_fast.data import Dataset
 from psp_fast.engine.distributed import Ranks
 from psp_fast.errors import CheckpointError
 
-_SECONDS = 1.0  # between two writings of the file
+_SECONDS = 1.0  # between two writings of the file, at least
+_TIMES = 20  # what a writing took, at least: a large data set's file grows
 
 
 class Progress:
@@ -34,14 +35,14 @@ class Progress:
     def __init__(self, file: Path | None = None, key: str = "") -> None:
         self.file, self.key = file, key
         self.counts: dict[int, Tensor] = {}  # image: (2, n) int64, places in its flattened matrix and their pixels
-        self.saved = time.monotonic()
+        self.saved, self.pause = time.monotonic(), _SECONDS
 
     def add(self, image: int, confusion: Tensor) -> None:
-        """Note the confusion matrix (C, C) int64 of an image, and write the file if that was some seconds ago."""
+        """Note the confusion matrix (C, C) int64 of an image, and write the file unless it was just written."""
         pixels = confusion.flatten()
         places = pixels.nonzero()[:, 0]
         self.counts[image] = torch.stack([places, pixels[places]]).cpu()
-        if time.monotonic() - self.saved > _SECONDS:
+        if time.monotonic() - self.saved > self.pause:
             self.save()
 
     def save(self) -> None:
@@ -52,6 +53,7 @@ class Progress:
         """
         if self.file is None or not self.counts:
             return
+        started = time.monotonic()
         content = {
             "evaluation": self.key,
             "images": torch.tensor(list(self.counts)),
@@ -60,6 +62,7 @@ class Progress:
         }
         save_checkpoint(content, self.file)
         self.saved = time.monotonic()
+        self.pause = max(_SECONDS, _TIMES * (self.saved - started))
 
     def load(self, file: Path) -> None:
         """Add what a file holds of this evaluation; one that is damaged is reported and left alone."""

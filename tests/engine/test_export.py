@@ -93,6 +93,16 @@ def test_a_dynamic_program(tmp_path):
     assert not any(name.startswith("model.aux") for name in program.state_dict)
 
 
+@pytest.mark.parametrize("name", ["net.pt2", "net.onnx"])
+def test_dynamic_files_of_other_projects_networks(tmp_path, name):
+    """mmsegmentation's stem and dilation, and shortcuts that average before they convolve, of odd sides as well."""
+    made = trained(stem="v1c", dilation="mmseg", avg_down=True, align_corners=False)
+    export(made, tmp_path / name, SQUARE, dynamic=True)
+    for x in (images(ODD), images(SQUARE, 2), images((65, 71))):
+        found = (run_program if name == "net.pt2" else run_onnx)(tmp_path / name, x)
+        assert_agrees(found, in_pytorch(made.model, x))
+
+
 def test_a_dynamic_onnx_file(tmp_path):
     made, path = trained(), tmp_path / "net.onnx"
     export(made, path, SQUARE, dynamic=True)
