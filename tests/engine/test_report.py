@@ -111,7 +111,7 @@ def test_page_has_the_numbers_and_pictures_and_loads_nothing(tmp_path):
     for value in (metrics.miou, metrics.pixel_accuracy, metrics.mean_accuracy, metrics.score):
         assert f"{100 * value:.2f} %" in words
     assert "75.00" in words and "3,000" in words, "the largest confusion"
-    assert "3 images of scenes, whole images, scale 1, not mirrored; probabilities are averaged" in words
+    assert "3 images of scenes, whole images, scale 1, not mirrored. A class in neither" in words
     assert all(reference.startswith("data:image/") for reference in page.references) and "<script" not in text
     assert not re.search(r"url\(|@import|https?:", text)
     assert len(page.pictures) == 2 + 2 * 4 and all(picture["alt"] for picture in page.pictures)

@@ -17,7 +17,7 @@ from psp_fast.pictures import Entry
 
 _CONFUSIONS = 12  # in the table
 _OPEN = 30  # the table of more classes is folded up
-_LEGIBLE = 700  # pixels; a plot of this width is scrolled, not reduced, on a narrower screen
+_REDUCED = 2  # a plot on a narrow screen, at most; from there on it is scrolled
 
 
 class Themed(NamedTuple):
@@ -92,6 +92,7 @@ h2{font-size:1.25rem;margin:2.2rem 0 .6rem}
 .numbers dd{margin:0;font-size:1.6rem;font-variant-numeric:tabular-nums}
 img{max-width:100%;height:auto;display:block}
 figure{margin:0}
+figure.wide{margin-bottom:1.2rem}
 h3,figcaption,.legend{color:var(--soft);font-size:1rem;font-weight:400;overflow-wrap:anywhere}
 h3{color:var(--ink);margin:1.6rem 0 .2rem}
 .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:8px 12px}
@@ -146,18 +147,18 @@ def _how(config: Config, images: int) -> str:
     mirrored = "mirrored as well" if evaluation.mirror else "not mirrored"
     plural = "s" if len(evaluation.scales) > 1 else ""
     base = "" if evaluation.base_size is None else f" of the base size {evaluation.base_size}"
+    several = evaluation.mode == "slide" or evaluation.mirror or len(evaluation.scales) > 1
+    averaged = f"; {evaluation.average} are averaged" if several else ""
     absent = {"zero": "counts 0 in the means", "skip": "is left out of the means"}[evaluation.absent]
     return (
         f"{images} image{'s' * (images != 1)} of {config.data.dataset}, {shown}, scale{plural} {scales}{base}, "
-        f"{mirrored}; {evaluation.average} are averaged. A class in neither labels nor predictions {absent}."
+        f"{mirrored}{averaged}. A class in neither labels nor predictions {absent}."
     )
 
 
 def _plot(plot: Themed, alt: str) -> str:
     dark = f'<source srcset="{_data("png", plot.dark)}" media="(prefers-color-scheme: dark)">'
-    image = (
-        f'<img src="{_data("png", plot.light)}" style="min-width:{min(plot.width, _LEGIBLE)}px" alt="{escape(alt)}">'
-    )
+    image = f'<img src="{_data("png", plot.light)}" style="min-width:{plot.width // _REDUCED}px" alt="{escape(alt)}">'
     return f'<figure class="wide"><picture>{dark}{image}</picture></figure>'
 
 

@@ -86,23 +86,18 @@ def _sample(
     entries = legend(truth, prediction, dataset.classes, dataset.palette)
     write_png(path, board(drawn, entries))
     bar.update()
-    files = {title: _jpeg(panel) for title, panel in drawn.items()}
+    # For the page alone: of a photograph a JPEG is a fifth of its PNG.
+    files = {title: _file(panel, "JPEG", quality=88, subsampling=0) for title, panel in drawn.items()}
     return Sample(dataset.name(index), found.image_iou[index], files, drawn["image"].size, entries)
 
 
 def _themed(figure: Callable[..., Figure], *given: Any) -> Themed:
     """What figure(*given, theme) draws, as PNG files."""
-    drawn = []
-    for theme in (LIGHT, DARK):
-        stream = io.BytesIO()
-        picture = Image.fromarray(pixels_of(figure(*given, theme)))
-        picture.save(stream, "PNG", optimize=True)
-        drawn.append(stream.getvalue())
-    return Themed(*drawn, picture.width)
+    light, dark = (Image.fromarray(pixels_of(figure(*given, theme))) for theme in (LIGHT, DARK))
+    return Themed(_file(light, "PNG", optimize=True), _file(dark, "PNG", optimize=True), light.width)
 
 
-def _jpeg(picture: Image.Image) -> bytes:
-    """For the page alone: of a photograph a fifth of its PNG."""
+def _file(picture: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=88, subsampling=0)
+    picture.save(stream, kind, **options)
     return stream.getvalue()
