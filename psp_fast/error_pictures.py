@@ -49,9 +49,9 @@ def error_map(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> n
 
 def legend(truth: np.ndarray, prediction: np.ndarray, classes: Sequence[str], palette: np.ndarray) -> list[Entry]:
     """What the panels' colours mean: the marks of errors, then the classes that they show, largest first."""
-    shown = [_resized(label) for label in (truth, prediction)]
-    entries = [entry for entry in present_classes(np.stack(shown), classes, palette) if entry.name != "ignored"]
-    marks = [Entry("wrong", WRONG, "")] + [Entry("ignored", IGNORED[0], "")] * bool((shown[0] == IGNORE).any())
+    shown = np.stack([_resized(label) for label in (truth, prediction)])
+    entries = present_classes(shown[shown != IGNORE], classes, palette)
+    marks = [Entry("wrong", WRONG, "")] + [Entry("ignored", IGNORED[0], "")] * bool((shown == IGNORE).any())
     return marks + [entry._replace(note="") for entry in entries]
 
 

@@ -58,6 +58,7 @@ struct Parameters : Scales<A> {
   explicit Parameters(const BatchNormArgs& args)
       : Scales<A>(args), more(1, 2 * args.c), slope(more.of(0)), offset(slope + args.c) {
     const A* means = static_cast<const A*>(args.means);
+    clear(slope, 2 * args.c);  // a frozen layer has none
     for (int64_t c = 0; means != nullptr && c < args.c; ++c) set(args, c, means[c], means[args.c + c]);
   }
 

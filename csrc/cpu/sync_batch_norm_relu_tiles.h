@@ -10,7 +10,7 @@
 namespace psp_fast {
 namespace {
 
-constexpr int64_t kStretch = 64 * 64;  // of one plane: fits the L1 cache, and sums of 64 values a lane are exact
+constexpr int64_t kStretch = 64 * 64;  // of one plane: fits the L1 cache, and sums of 64 values a lane lose little
 
 template <class A>
 void clear(A* sum, int64_t count) {
@@ -39,7 +39,7 @@ struct RowBlocks {
   int64_t rows, block, blocks, sections;
 
   explicit RowBlocks(const BatchNormArgs& args) : rows(args.n * args.pixels) {
-    constexpr int64_t kElements = 1 << 14, kLeast = 8, kMost = 256, kSections = 64;  // sums of few are exact
+    constexpr int64_t kElements = 1 << 14, kLeast = 8, kMost = 256, kSections = 64;  // sums of few lose little
     const int64_t wanted = args.c > 0 ? kElements / args.c : kMost;
     block = wanted < kLeast ? kLeast : wanted > kMost ? kMost : wanted;
     blocks = (rows + block - 1) / block;

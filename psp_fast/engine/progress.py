@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import sys
@@ -65,7 +66,7 @@ class Progress:
         self.pause = max(_SECONDS, _TIMES * (self.saved - started))
 
     def load(self, file: Path) -> None:
-        """Add what a file holds of this evaluation; one that is damaged is reported and left alone."""
+        """Add what a file holds of this evaluation; one that is damaged is reported and not used."""
         try:
             content = read_checkpoint(file)
         except CheckpointError as error:
@@ -113,7 +114,7 @@ def _file(result: Path, rank: int) -> Path:
 
 
 def _files(result: Path) -> list[Path]:
-    return sorted(result.parent.glob(f"{result.stem}.measured.*"))
+    return sorted(result.parent.glob(f"{glob.escape(result.stem)}.measured.*"))
 
 
 def _key(model: nn.Module, dataset: Dataset, config: Config, device: torch.device) -> str:

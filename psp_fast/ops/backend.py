@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch  # first, so that _native finds torch's OpenMP in the process
 from torch import Tensor
+from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from psp_fast.errors import ConfigError, PspFastError
@@ -117,18 +118,29 @@ def choose(op: str, x: Tensor, dtype: torch.dtype | None = None) -> str:
     return "reference"
 
 
-def unobserved(x: Tensor) -> bool:
-    """Whether nothing traces or counts ops on x, so that a kernel may be called without PyTorch's dispatcher.
+def unobserved(*tensors: Tensor | None) -> bool:
+    """Whether nothing traces, counts or transforms ops on these, so that a kernel may be called without the dispatcher.
 
     For a custom op that is Python calling C++ calling Python: once a large map has emptied the caches of code, a tenth
     of a millisecond.
     """
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and _get_current_dispatch_mode() is None
+        and _get_current_function_mode() is None
         and not torch.autograd._profiler_enabled()
+        and all(tensor is None or _is_plain(tensor) for tensor in tensors)
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor's memory holds its values, as the dispatcher would have seen to."""
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and torch._C._has_storage(tensor)
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
     )
 
 

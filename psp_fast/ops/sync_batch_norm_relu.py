@@ -225,7 +225,7 @@ def batch_norm_backward(
     """
     given = (dy, x, y, mean, invstd, weight, bias)
     if count is not None and _ranks(process_group) < 2:
-        backward = _backward if backend.unobserved(x) else torch.ops.psp_fast.batch_norm_backward
+        backward = _backward if backend.unobserved(*given) else torch.ops.psp_fast.batch_norm_backward
         return backward(*given, relu, residual)
     sums = torch.ops.psp_fast.batch_norm_backward_sums(*given, relu)
     means = None if count is None else sum_over_ranks(sums, process_group) / count
@@ -314,7 +314,8 @@ class _BatchNormRelu(torch.autograd.Function):
     ) -> Tensor:
         mask = None
         if mean is None:
-            forward = _forward if backend.unobserved(x) else torch.ops.psp_fast.batch_norm_forward
+            plain = backend.unobserved(x, weight, bias, residual, running_mean, running_var)
+            forward = _forward if plain else torch.ops.psp_fast.batch_norm_forward
             y, mean, invstd, mask = forward(x, weight, bias, residual, running_mean, running_var, momentum, eps, relu)
         else:
             y = torch.ops.psp_fast.batch_norm_apply(x, mean, invstd, weight, bias, residual, relu)
@@ -457,11 +458,17 @@ def _empty_forward(
 
 
 def _empty_mask(x: Tensor, wanted: bool) -> Tensor:
-    """For where ReLU is active, as mask_words in csrc/cpu has it: rows of 16 bits, one for a plane or for a pixel."""
-    n, c, height, width = x.shape
-    runs, length = (n * height * width, c) if _channels_last(x) else (n * c, height * width + _LANES)
-    shape = (runs, -(-length // _LANES)) if wanted and backend.choose(_OP, x) == "csrc/cpu" else (0, 0)
+    """For where ReLU is active, as csrc/cpu has it: words of 16 bits, each plane's or each pixel's after another's."""
+    shape = _mask_shape(x, _channels_last(x)) if wanted and backend.choose(_OP, x) == "csrc/cpu" else (0, 0)
     return torch.empty(shape, dtype=torch.int16, device=x.device)
+
+
+def _mask_shape(x: Tensor, channels_last: bool) -> tuple[int, int]:
+    """(pixels, words) of channels_last maps, else (planes, words); never the same, so that a mask tells its layout."""
+    n, c, height, width = x.shape
+    if channels_last:
+        return n * height * width, -(-c // _LANES)
+    return n * c, -(-height * width // _LANES) + 1
 
 
 def _backward_sums(
@@ -496,7 +503,7 @@ def _backward_input(
     relu: bool,
     residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    dx, g = _empty_gradients(x, residual)
+    dx, g = _empty_gradients(x, y, residual)
     vectors = {"mean": mean, "invstd": invstd, "weight": weight, "bias": bias, "means": means}
     _run("backward_input", x, relu, dy=dy, y=y, dx=dx, g=g if residual else None, **vectors)
     return dx, g
@@ -515,11 +522,11 @@ def _empty_input(
     relu: bool,
     residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _empty_gradients(x, residual)
+    return _empty_gradients(x, y, residual)
 
 
-def _empty_gradients(x: Tensor, residual: bool) -> tuple[Tensor, Tensor]:
-    dx = torch.empty_like(x, memory_format=_format(x))
+def _empty_gradients(x: Tensor, y: Tensor | None, residual: bool) -> tuple[Tensor, Tensor]:
+    dx = torch.empty_like(x, memory_format=_format(x, y))
     return dx, torch.empty_like(dx) if residual else dx.new_empty(0)
 
 
@@ -534,7 +541,7 @@ def _backward(
     relu: bool,
     residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, g = _empty_gradients(x, residual)
+    dx, g = _empty_gradients(x, y, residual)
     sums = _empty_statistics(x)
     vectors = {"mean": mean, "invstd": invstd, "weight": weight, "bias": bias, "sums": sums}
     _run("backward", x, relu, dy=dy, y=y, dx=dx, g=g if residual else None, **vectors)
@@ -553,37 +560,46 @@ def _empty_backward(
     relu: bool,
     residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return *_empty_gradients(x, residual), _empty_statistics(x)
+    return *_empty_gradients(x, y, residual), _empty_statistics(x)
 
 
-def _channels_last(x: Tensor) -> bool:
-    """Whether what is computed from x is channels_last; a slice of a channels_last map counts as channels_last."""
+def _channels_last(x: Tensor, y: Tensor | None = None) -> bool:
+    """Whether what is computed from x is channels_last; a slice of a channels_last map counts as channels_last.
+
+    With a mask in place of y, whether that is one of channels_last maps: what was saved with it may have been copied.
+    """
+    if y is not None and y.dtype == torch.int16:
+        return tuple(y.shape) == _mask_shape(x, True)
     return not x.is_contiguous() and x.stride(1) == 1 and x.shape[1] > 1
 
 
-def _format(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if _channels_last(x) else torch.contiguous_format
+def _format(x: Tensor, y: Tensor | None = None) -> torch.memory_format:
+    return torch.channels_last if _channels_last(x, y) else torch.contiguous_format
 
 
 def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _dense(x: Tensor, **arrays: Tensor | None) -> dict[str, Tensor]:
-    """x and the arrays that are not None: maps in x's layout and type, the others in that of statistics."""
-    layout, kept = _format(x), _statistics_dtype(x)
+def _dense(x: Tensor, layout: torch.memory_format, **arrays: Tensor | None) -> dict[str, Tensor]:
+    """x and the arrays that are not None: maps in x's type and the layout, the others in the type of statistics."""
     given = {"x": x, **{name: array for name, array in arrays.items() if array is not None}}
-    return {name: _dense_array(name, array, x, layout, kept) for name, array in given.items()}
+    return {name: _dense_array(name, array, x, layout) for name, array in given.items()}
 
 
-def _dense_array(name: str, array: Tensor, x: Tensor, layout: torch.memory_format, kept: torch.dtype) -> Tensor:
+def _dense_array(name: str, array: Tensor, x: Tensor, layout: torch.memory_format) -> Tensor:
     """The array itself where it is as it should be: each call that copies nothing still takes a microsecond."""
-    if array.dtype == torch.int16:
-        return array
     maps = array.dim() == 4
-    if array.shape not in ((x.shape,) if maps else ((x.shape[1],), (2, x.shape[1]))):
+    shapes: list[tuple[int, ...]]
+    if name == "mask":
+        shapes, dtype = [_mask_shape(x, layout == torch.channels_last)], torch.int16
+    elif maps:
+        shapes, dtype = [x.shape], x.dtype
+    else:
+        shapes, dtype = [(x.shape[1],), (2, x.shape[1])], _statistics_dtype(x)
+    if array.shape not in shapes:
         raise ValueError(f"{_OP}: {name} of shape {tuple(array.shape)} does not fit x of shape {tuple(x.shape)}")
-    dtype, wanted = (x.dtype, layout) if maps else (kept, torch.contiguous_format)
+    wanted = layout if maps else torch.contiguous_format
     if array.dtype == dtype and array.is_contiguous(memory_format=wanted):
         return array
     return _in_type(array, dtype).contiguous(memory_format=wanted)
@@ -594,10 +610,10 @@ def _run(
 ) -> None:
     """Run one kernel on x and the arrays and numbers it takes, whose names are those of BatchNormArgs."""
     y = arrays.get("y")
+    channels_last, implementation = _channels_last(x, y), backend.choose(_OP, x)
     if y is not None and y.dtype == torch.int16:
         arrays = {**arrays, "mask": y, "y": None}
-    given = _dense(x, **arrays)
-    channels_last, implementation = _channels_last(x), backend.choose(_OP, x)
+    given = _dense(x, _format(x, y), **arrays)
     if implementation == "csrc/cuda":
         sync_batch_norm_relu_cuda.run(kernel, channels_last, relu, given, **numbers)
     elif x.is_cuda or implementation == "triton":

@@ -327,6 +327,50 @@ def test_mask_of_forward(capability: str, dtype: torch.dtype, layout: str) -> No
         assert torch.equal(same, ops.batch_norm_backward(dy, x, other, *rest)[1])
 
 
+@pytest.mark.parametrize("shape", [(2, 20, 6, 7), (2, 64, 1, 2), (3, 20, 1, 1)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_saved_tensors_may_be_copied(layout: str, shape: tuple[int, ...]) -> None:
+    """As hooks do that offload them, and lose their strides; the mask keeps the layout it was made in."""
+    x, residual, dy = (random(*shape, layout=layout, seed=i) for i in range(3))
+    x, residual = (torch.cat([t, t], 1)[:, : shape[1]].requires_grad_() for t in (x, residual))  # views, as layout is
+
+    def gradients() -> tuple[Tensor, ...]:
+        y = sync_batch_norm_relu(x, None, None, None, None, training=True, residual=residual)
+        return torch.autograd.grad(y, [x, residual], dy)
+
+    expected = gradients()
+    copied = torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().numpy().copy(order="C"), torch.from_numpy)
+    with copied:
+        found = gradients()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    x, dy = random(2, 20, 6, 7), random(2, 20, 6, 7, seed=1)
+    mean, invstd, mask = torch.zeros(20), torch.ones(20), torch.zeros((4, 4), dtype=torch.int16)
+    with pytest.raises(ValueError, match=r"mask of shape \(4, 4\) does not fit x of shape \(2, 20, 6, 7\)"):
+        torch.ops.psp_fast.batch_norm_backward(dy, x, mask, mean, invstd, None, None, True, True)
+
+
+def test_tensors_that_only_the_dispatcher_can_read() -> None:
+    """Gradients in batches, with the bit that says negative, or of zeros without memory."""
+    x, residual = random(2, 5, 4, 7).requires_grad_(), random(2, 5, 4, 7, seed=1).requires_grad_()
+    dys = torch.stack([random(2, 5, 4, 7, seed=i) for i in (2, 3)])
+
+    def call(x: Tensor, residual: Tensor) -> Tensor:
+        return sync_batch_norm_relu(x, None, None, None, None, training=True, residual=residual)
+
+    y = call(x, residual)
+    single = [torch.autograd.grad(y, [x, residual], dy, retain_graph=True) for dy in dys]
+    batched = torch.autograd.grad(y, [x, residual], dys, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(batched, tuple(map(torch.stack, zip(*single, strict=True))))
+    negative = torch.autograd.grad(y, [x, residual], torch._neg_view(-dys[0]), retain_graph=True)
+    torch.testing.assert_close(negative, single[0])
+    zero = torch.autograd.grad(y, [x, residual], torch._efficientzerotensor(dys[0].shape))
+    assert all(not t.any() for t in zero)
+    torch.testing.assert_close(call(torch._neg_view(-x.detach()), residual), y)
+
+
 def test_a_nan_lets_the_gradient_pass(capability: str) -> None:
     x, residual, dy = (random(2, 3, 5, 7, seed=i) for i in range(3))
     residual[0, 1, 2, 3] = torch.nan
