@@ -26,10 +26,7 @@ def panels(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette
     size = _size_of(truth.shape)
     enlarged = size[0] >= truth.shape[1]
     picture = Image.fromarray(image).resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX)
-    truth, prediction = (
-        np.asarray(Image.fromarray(label.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
-        for label in (truth, prediction)
-    )
+    truth, prediction = _resized(truth), _resized(prediction)
     return {
         "image": picture,
         "truth": Image.blend(picture, Image.fromarray(colourise(truth, palette)), _LABELS),
@@ -50,14 +47,16 @@ def error_map(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> n
     return errors
 
 
-def board(
-    drawn: Mapping[str, Image.Image],
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    classes: Sequence[str],
-    palette: np.ndarray,
-) -> Image.Image:
-    """The panels two by two with their titles; below, the classes of truth and prediction and the marks of errors."""
+def legend(truth: np.ndarray, prediction: np.ndarray, classes: Sequence[str], palette: np.ndarray) -> list[Entry]:
+    """What the panels' colours mean: the marks of errors, then the classes that they show, largest first."""
+    shown = np.stack([_resized(label) for label in (truth, prediction)])
+    entries = present_classes(shown[shown != IGNORE], classes, palette)
+    marks = [Entry("wrong", WRONG, "")] + [Entry("ignored", IGNORED[0], "")] * bool((shown == IGNORE).any())
+    return marks + [entry._replace(note="") for entry in entries]
+
+
+def board(drawn: Mapping[str, Image.Image], entries: Sequence[Entry]) -> Image.Image:
+    """The panels two by two with their titles, and the legend below."""
     width, height = next(iter(drawn.values())).size
     title = 16 + 2 * _GAP
     picture = Image.new("RGB", (2 * width + 3 * _GAP, 2 * (title + height) + _GAP), PAPER)
@@ -66,10 +65,13 @@ def board(
         left, top = _GAP + place % 2 * (width + _GAP), place // 2 * (title + height)
         draw.text((left, top + _GAP), name, INK, font)
         picture.paste(panel, (left, top + title))
-    both = np.concatenate([truth.ravel(), prediction.ravel()])
-    entries = [entry._replace(note="") for entry in present_classes(both[both != IGNORE], classes, palette)]
-    marks = [Entry("wrong", WRONG, "")] + [Entry("ignored", IGNORED[0], "")] * bool((truth == IGNORE).any())
-    return stacked(picture, draw_legend(marks + entries, picture.size, 14))
+    return stacked(picture, draw_legend(entries, picture.size, 14))
+
+
+def _resized(label: np.ndarray) -> np.ndarray:
+    """(H, W) ids at the panels' size."""
+    reduced = Image.fromarray(label.astype(np.uint8)).resize(_size_of(label.shape), Image.Resampling.NEAREST)
+    return np.asarray(reduced)
 
 
 def _size_of(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -1,6 +1,8 @@
+import tracemalloc
+
 import numpy as np
 
-from psp_fast.error_pictures import IGNORED, WRONG, board, error_map, panels
+from psp_fast.error_pictures import IGNORED, WRONG, board, error_map, legend, panels
 
 CLASSES = ["sky", "road"]
 PALETTE = np.array([[0, 0, 200], [200, 0, 0]], np.uint8)
@@ -37,6 +39,18 @@ def test_board_has_the_classes_of_both_and_the_marks():
     truth, prediction = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
     truth[:9, :9], prediction[40:] = 255, 1
     image = np.full((64, 64, 3), 255, np.uint8)
-    picture = np.asarray(board(panels(image, truth, prediction, PALETTE), truth, prediction, CLASSES, PALETTE))
-    legend = {tuple(colour) for colour in picture[2 * (640 + 32) + 8 :].reshape(-1, 3).tolist()}
-    assert {WRONG, IGNORED[0], (0, 0, 200), (200, 0, 0)} <= legend
+    entries = legend(truth, prediction, CLASSES, PALETTE)
+    assert [entry.name for entry in entries] == ["wrong", "ignored", "sky", "road"]
+    picture = np.asarray(board(panels(image, truth, prediction, PALETTE), entries))
+    drawn = {tuple(colour) for colour in picture[2 * (640 + 32) + 8 :].reshape(-1, 3).tolist()}
+    assert {WRONG, IGNORED[0], (0, 0, 200), (200, 0, 0)} <= drawn
+
+
+def test_a_large_picture_needs_little_more_than_its_own_memory():
+    """Counting the classes of all its pixels would take eight bytes a pixel."""
+    label = np.zeros((4000, 4000), np.uint8)
+    tracemalloc.start()
+    board(panels(np.zeros((4000, 4000, 3), np.uint8), label, label, PALETTE), legend(label, label, CLASSES, PALETTE))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * label.size

@@ -14,12 +14,14 @@ from PIL import Image
 from psp_fast.engine.distributed import Ranks
 from psp_fast.engine.evaluate import Evaluation, evaluate
 from psp_fast.engine.metrics import Metrics
+from psp_fast.engine.plots import pixels_of
 from psp_fast.engine.report import write_report
 from psp_fast.engine.report.confusions import most_confused, row_shares, worst_confusions
 from psp_fast.engine.report.plots import confusion_figure, iou_figure
 from psp_fast.engine.report.writing import chosen
 from psp_fast.engine.run import build_model
 from psp_fast.engine.samples import build_dataset
+from psp_fast.error_pictures import WRONG
 from tests.engine import small
 
 NAN = float("nan")
@@ -97,6 +99,7 @@ def test_confusions():
     assert np.array_equal(row_shares(counts), [[0.9, 0.1, 0], [NAN] * 3, [0.75, 0, 0.25]], equal_nan=True)
     assert worst_confusions(counts, 9) == [(2, 0, 0.75, 30), (0, 1, 0.1, 10)]
     assert most_confused(counts, 2) == [0, 2]
+    assert most_confused(np.diag([5, 9, 7]), 2) == [1, 2], "without confusions the classes with the most pixels"
 
 
 def test_page_has_the_numbers_and_pictures_and_loads_nothing(tmp_path):
@@ -108,10 +111,10 @@ def test_page_has_the_numbers_and_pictures_and_loads_nothing(tmp_path):
     for value in (metrics.miou, metrics.pixel_accuracy, metrics.mean_accuracy, metrics.score):
         assert f"{100 * value:.2f} %" in words
     assert "75.00" in words and "3,000" in words, "the largest confusion"
-    assert "3 images of scenes, whole images, scale 1, not mirrored" in words
+    assert "3 images of scenes, whole images, scale 1, not mirrored. A class in neither" in words
     assert all(reference.startswith("data:image/") for reference in page.references) and "<script" not in text
     assert not re.search(r"url\(|@import|https?:", text)
-    assert len(page.pictures) == 4 and all(picture["alt"] for picture in page.pictures)
+    assert len(page.pictures) == 2 + 2 * 4 and all(picture["alt"] for picture in page.pictures)
     for picture in page.pictures:
         Image.open(io.BytesIO(base64.b64decode(picture["src"].partition(",")[2]))).verify()
     names = {"best_1.png", "worst_1.png", "classes.png", "confusion.png"}
@@ -146,6 +149,73 @@ def test_plots_of_any_number_of_classes(classes):
     bars = iou_figure([NAN, *np.linspace(0, 1, classes - 1)], names, np.zeros((classes, 3), np.uint8))
     assert sum(len(axes.patches) for axes in bars.axes) == classes
     assert "absent" in {text.get_text() for text in bars.axes[-1].texts}
+
+
+@pytest.mark.parametrize("counts", [np.zeros((150, 150), np.int64), np.diag(np.arange(150))])
+def test_confusion_figure_of_many_classes_without_a_confusion(counts):
+    axes = confusion_figure(counts, [f"class {i}" for i in range(150)]).axes[0]
+    assert axes.get_yticklabels()[0].get_text() == ("class 120" if counts.any() else "class 0")
+    assert pixels_of(axes.figure).shape[2] == 3
+
+
+class Rigged(torch.nn.Module):
+    """Predicts what the image's red channel says."""
+
+    classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def predict(self, images):
+        return images[:, 0].round().byte()
+
+
+class Shown(Named):
+    """One image a share of wrong pixels; None: no pixel counts."""
+
+    def __init__(self, shares):
+        self.shares, self.classes = shares, ("sky", "road", "tree")
+        self.palette = np.array([[0, 0, 200], [200, 0, 0], [0, 200, 0]], np.uint8)
+
+    def __len__(self):
+        return len(self.shares)
+
+    def load(self, index):
+        share = self.shares[index]
+        image, label = np.zeros((20, 640, 3), np.uint8), np.zeros((20, 640), np.uint8)
+        if share is None:
+            label[:] = 255
+        else:
+            image[:, : round(640 * share), 0] = 2
+        return image, label
+
+
+def rigged(folder, shares, count):
+    """The page of a network that is wrong on these shares of its images' pixels."""
+    config = small.config(augment__mean=(0, 0, 0), augment__std=(1, 1, 1))
+    model, dataset = Rigged(), Shown(shares)
+    found = evaluate(model, dataset, config, Ranks(0, 1, torch.device("cpu")))
+    return Page(write_report(folder, "x", model, dataset, found, config, count).read_text())
+
+
+def test_best_and_worst_of_a_rigged_network(tmp_path):
+    page = rigged(tmp_path, [0.5, 0.0, None, 0.25, 0.75], 2)
+    captions = [words for words in page.words if ": mean IoU" in words]
+    # IoU of sky is the share that is right; tree, where it is predicted, has none.
+    expected = [(1, "100.0"), (3, "37.5"), (4, "12.5"), (0, "25.0")]
+    assert captions == [f"<{index}>&.png: mean IoU {iou} %" for index, iou in expected]
+    assert "37.50" in page.words, "tree for sky: 1.5 of 4 images that count"
+    errors = np.asarray(Image.open(tmp_path / "pictures" / "worst_1.png"))[52 + 32 + 10]
+    left = 8 + 640 + 8  # of the right panel
+    assert tuple(errors[left + 100]) == WRONG and tuple(errors[left + 500]) == (166, 166, 166)
+
+
+def test_one_image_and_none_that_counts(tmp_path):
+    page = rigged(tmp_path, [0.5], 5)
+    assert [words for words in page.words if words.endswith("images")] == ["Worst images"]
+    page = rigged(tmp_path, [None], 5)
+    assert len(page.pictures) == 2
 
 
 def test_pictures_are_those_of_the_evaluation(tmp_path):

@@ -35,11 +35,7 @@ def worst_confusions(counts: np.ndarray, most: int) -> list[Confusion]:
 
 
 def most_confused(counts: np.ndarray, most: int) -> list[int]:
-    """At most `most` classes, by id: those of the worst confusions."""
-    chosen: list[int] = []
-    for pair in worst_confusions(counts, counts.size):
-        new = [index for index in (pair.truth, pair.found) if index not in chosen]
-        if len(chosen) + len(new) > most:
-            break
-        chosen += new
-    return sorted(chosen)
+    """`most` classes, by id: those of the worst confusions, then those with the most pixels."""
+    order = [index for pair in worst_confusions(counts, counts.size) for index in (pair.truth, pair.found)]
+    order += np.argsort(-counts.sum(1), kind="stable").tolist()
+    return sorted(list(dict.fromkeys(order))[:most])

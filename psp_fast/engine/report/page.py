@@ -13,15 +13,19 @@ from psp_fast.configs import Config
 from psp_fast.data import Dataset
 from psp_fast.engine.evaluate import Evaluation
 from psp_fast.engine.report.confusions import worst_confusions
+from psp_fast.pictures import Entry
 
 _CONFUSIONS = 12  # in the table
+_OPEN = 30  # the table of more classes is folded up
+_REDUCED = 2  # a plot on a narrow screen, at most; from there on it is scrolled
 
 
 class Themed(NamedTuple):
-    """A plot as PNG files, for light and dark screens."""
+    """A plot as PNG files, for light and dark screens, and their width in pixels."""
 
     light: bytes
     dark: bytes
+    width: int
 
 
 class Sample(NamedTuple):
@@ -30,14 +34,16 @@ class Sample(NamedTuple):
     Args:
         name: the data set's.
         iou: mean over the classes in its label or prediction, a fraction of 1.
-        picture: a JPEG file.
-        size: its width and height in pixels.
+        panels: JPEG files by their titles.
+        size: their width and height in pixels.
+        legend: what their colours mean.
     """
 
     name: str
     iou: float
-    picture: bytes
+    panels: dict[str, bytes]
     size: tuple[int, int]
+    legend: list[Entry]
 
 
 _PAGE = """<!doctype html>
@@ -56,7 +62,7 @@ _PAGE = """<!doctype html>
 <dl class="numbers">{numbers}</dl>
 <h2>Classes</h2>
 {bars}
-<details><summary>IoU, accuracy and pixels of every class</summary>
+<details{open}><summary>IoU, accuracy and pixels of every class</summary>
 <div class="wide"><table><thead><tr><th>class</th><th>IoU, %</th><th>accuracy, %</th><th>pixels</th></tr></thead>
 <tbody>{classes}</tbody></table></div></details>
 <h2>What is taken for what</h2>
@@ -85,9 +91,13 @@ h2{font-size:1.25rem;margin:2.2rem 0 .6rem}
 .numbers dt{color:var(--soft);font-size:.9rem}
 .numbers dd{margin:0;font-size:1.6rem;font-variant-numeric:tabular-nums}
 img{max-width:100%;height:auto;display:block}
-figure{margin:0 0 1.6rem}
-figcaption{color:var(--soft);margin:0 0 .4rem;overflow-wrap:anywhere}
-.sample img{border:1px solid var(--line);border-radius:6px}
+figure{margin:0}
+figure.wide{margin-bottom:1.2rem}
+h3,figcaption,.legend{color:var(--soft);font-size:1rem;font-weight:400;overflow-wrap:anywhere}
+h3{color:var(--ink);margin:1.6rem 0 .2rem}
+.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:8px 12px}
+.panels img{width:100%}
+.legend{display:flex;flex-wrap:wrap;gap:0 1.2em;list-style:none;margin:.5rem 0 0;padding:0}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;margin:.6rem 0;font-variant-numeric:tabular-nums}
 th,td{padding:4px 12px 4px 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
@@ -121,6 +131,7 @@ def page(
         how=escape(_how(config, len(found.image_iou))),
         numbers="".join(f"<div><dt>{name}</dt><dd>{100 * value:.2f} %</dd></div>" for name, value in numbers.items()),
         bars=_plot(bars, "IoU of every class as bars, largest first; the table below has the numbers"),
+        open=" open" if len(counts) <= _OPEN else "",
         classes=_classes(dataset, found, counts),
         confusion=_plot(confusion, "Confusion matrix; the table below has its largest confusions"),
         confusions=_confusions(dataset, counts),
@@ -135,24 +146,40 @@ def _how(config: Config, images: int) -> str:
     scales = ", ".join(f"{scale:g}" for scale in evaluation.scales)
     mirrored = "mirrored as well" if evaluation.mirror else "not mirrored"
     plural = "s" if len(evaluation.scales) > 1 else ""
-    return f"{images} image{'s' * (images != 1)} of {config.data.dataset}, {shown}, scale{plural} {scales}, {mirrored}."
+    base = "" if evaluation.base_size is None else f" of the base size {evaluation.base_size}"
+    several = evaluation.mode == "slide" or evaluation.mirror or len(evaluation.scales) > 1
+    averaged = f"; {evaluation.average} are averaged" if several else ""
+    absent = {"zero": "counts 0 in the means", "skip": "is left out of the means"}[evaluation.absent]
+    return (
+        f"{images} image{'s' * (images != 1)} of {config.data.dataset}, {shown}, scale{plural} {scales}{base}, "
+        f"{mirrored}{averaged}. A class in neither labels nor predictions {absent}."
+    )
 
 
 def _plot(plot: Themed, alt: str) -> str:
     dark = f'<source srcset="{_data("png", plot.dark)}" media="(prefers-color-scheme: dark)">'
-    return f'<figure><picture>{dark}<img src="{_data("png", plot.light)}" alt="{escape(alt)}"></picture></figure>'
+    image = f'<img src="{_data("png", plot.light)}" style="min-width:{plot.width // _REDUCED}px" alt="{escape(alt)}">'
+    return f'<figure class="wide"><picture>{dark}{image}</picture></figure>'
 
 
 def _samples(title: str, samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
-    figures = (
-        f'<figure class="sample"><figcaption>{escape(sample.name)}: mean IoU {100 * sample.iou:.1f} %</figcaption>'
-        f'<img src="{_data("jpeg", sample.picture)}" width="{sample.size[0]}" height="{sample.size[1]}" loading="lazy" '
-        f'alt="image, truth, prediction and errors of {escape(sample.name)}"></figure>'
-        for sample in samples
+    return f"<h2>{title}</h2>\n" + "\n".join(map(_sample, samples))
+
+
+def _sample(sample: Sample) -> str:
+    name, (width, height) = escape(sample.name), sample.size
+    panels = "".join(
+        f'<figure><figcaption>{title}</figcaption><img src="{_data("jpeg", picture)}" width="{width}" '
+        f'height="{height}" loading="lazy" alt="{title} of {name}"></figure>'
+        for title, picture in sample.panels.items()
     )
-    return f"<h2>{title}</h2>\n" + "\n".join(figures)
+    legend = "".join(f"<li>{_swatch(entry.colour)}{escape(entry.name)}</li>" for entry in sample.legend)
+    return (
+        f'<h3>{name}: mean IoU {100 * sample.iou:.1f} %</h3><div class="panels">{panels}</div>'
+        f'<ul class="legend">{legend}</ul>'
+    )
 
 
 def _classes(dataset: Dataset, found: Evaluation, counts: np.ndarray) -> str:
@@ -173,8 +200,12 @@ def _confusions(dataset: Dataset, counts: np.ndarray) -> str:
 
 
 def _named(dataset: Dataset, index: int) -> str:
-    red, green, blue = dataset.palette[index]
-    return f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>{escape(dataset.classes[index])}'
+    return f"{_swatch(dataset.palette[index])}{escape(dataset.classes[index])}"
+
+
+def _swatch(colour: Sequence[int] | np.ndarray) -> str:
+    red, green, blue = colour
+    return f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>'
 
 
 def _percent(value: float) -> str:

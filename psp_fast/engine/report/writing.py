@@ -20,7 +20,7 @@ from psp_fast.engine.inference import evaluating, label_map
 from psp_fast.engine.plots import pixels_of
 from psp_fast.engine.report.page import Sample, Themed, page
 from psp_fast.engine.report.plots import DARK, LIGHT, confusion_figure, iou_figure
-from psp_fast.error_pictures import board, panels
+from psp_fast.error_pictures import board, legend, panels
 from psp_fast.files import write_bytes, write_text
 from psp_fast.models import PSPNet
 
@@ -83,24 +83,21 @@ def _sample(
     device = next(model.parameters()).device
     prediction = label_map(model, torch.from_numpy(image).to(device), config).cpu().numpy()
     drawn = panels(image, truth, prediction, dataset.palette)
-    picture = board(drawn, truth, prediction, dataset.classes, dataset.palette)
-    write_png(path, np.asarray(picture))
+    entries = legend(truth, prediction, dataset.classes, dataset.palette)
+    write_png(path, board(drawn, entries))
     bar.update()
-    return Sample(dataset.name(index), found.image_iou[index], _jpeg(picture), picture.size)
+    # For the page alone: of a photograph a JPEG is a fifth of its PNG.
+    files = {title: _file(panel, "JPEG", quality=88, subsampling=0) for title, panel in drawn.items()}
+    return Sample(dataset.name(index), found.image_iou[index], files, drawn["image"].size, entries)
 
 
 def _themed(figure: Callable[..., Figure], *given: Any) -> Themed:
     """What figure(*given, theme) draws, as PNG files."""
-    drawn = []
-    for theme in (LIGHT, DARK):
-        stream = io.BytesIO()
-        Image.fromarray(pixels_of(figure(*given, theme))).save(stream, "PNG", optimize=True)
-        drawn.append(stream.getvalue())
-    return Themed(*drawn)
+    light, dark = (Image.fromarray(pixels_of(figure(*given, theme))) for theme in (LIGHT, DARK))
+    return Themed(_file(light, "PNG", optimize=True), _file(dark, "PNG", optimize=True), light.width)
 
 
-def _jpeg(picture: Image.Image) -> bytes:
-    """For the page alone: of a photograph a fifth of its PNG."""
+def _file(picture: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=88, subsampling=0)
+    picture.save(stream, kind, **options)
     return stream.getvalue()
