@@ -27,6 +27,7 @@ struct Part {
 // in turn from 0 to 3, so that four sums do not wait for each other.
 template <class F>
 [[gnu::always_inline]] inline void for_spans(int64_t offset, int64_t length, F f) {
+  if (length == 0) return;
   int64_t at = -offset;
   if (offset > 0 || length < kLanes) {
     f(Part{at, static_cast<int>(offset), static_cast<int>(length - at < kLanes ? length - at : kLanes)}, 0);
