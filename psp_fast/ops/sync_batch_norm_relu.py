@@ -442,16 +442,9 @@ def _forward(
 
 @torch.library.register_fake("psp_fast::batch_norm_forward")
 def _empty_forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    relu: bool,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    relu = rest[-1]
     vector = torch.empty(x.shape[1], dtype=_statistics_dtype(x), device=x.device)
     y, mask = torch.empty_like(x, memory_format=_format(x)), _empty_mask(x, relu and residual is not None)
     return y, vector, torch.empty_like(vector), mask
