@@ -2,5 +2,5 @@
 
 Colour = tuple[float, float, float]
 
-MEAN: Colour = (0.485 * 255, 0.456 * 255, 0.406 * 255)  # RGB, 0..255
-STD: Colour = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+MEAN: Colour = (123.675, 116.28, 103.53)  # RGB, 0..255
+STD: Colour = (58.395, 57.12, 57.375)

@@ -11,14 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psp_fast.ops import backend
+from psp_fast.ops.batch_statistics import inverse_deviation, merge_ranks, unbiased_variance, update_running
 from psp_fast.ops.conv3x3 import convolution, convolution_backward
-from psp_fast.ops.sync_batch_norm_relu import (
-    batch_norm_backward,
-    inverse_deviation,
-    merge_ranks,
-    unbiased_variance,
-    update_running,
-)
+from psp_fast.ops.sync_batch_norm_relu import batch_norm_backward
 
 
 class BatchNorm(NamedTuple):

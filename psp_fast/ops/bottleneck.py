@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from psp_fast.ops import backend
+from psp_fast.ops.batch_statistics import sum_over_ranks
 from psp_fast.ops.block import (
     TENSORS,
     BatchNorm,
@@ -33,7 +34,6 @@ from psp_fast.ops.block import (
     update_all,
 )
 from psp_fast.ops.derivatives import first_order
-from psp_fast.ops.sync_batch_norm_relu import sum_over_ranks
 
 _OP = "bottleneck"
 

@@ -1,4 +1,4 @@
-"""sync_batch_norm_relu against plain PyTorch: values, gradients, statistics, layouts, types, processes."""
+"""sync_batch_norm_relu against plain PyTorch: values, gradients, options, layouts, types, errors."""
 
 from __future__ import annotations
 
@@ -6,62 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from psp_fast.ops import backend, reference
-from psp_fast.ops.sync_batch_norm_relu import batch_statistics, merge_statistics, sync_batch_norm_relu
+from psp_fast.ops.sync_batch_norm_relu import sync_batch_norm_relu
 from tests.ops.checks import LAYOUTS, assert_matches, outputs_and_gradients, random
-from tests.processes import run_ranks
+from tests.ops.sync_batch_norm_relu import DTYPES, SHAPES, assert_op_matches, vectors
 
 CAPABILITIES = ["baseline", "avx2", "avx512"]
-DTYPES = [torch.float32, torch.bfloat16, torch.float64]
-SHAPES = [(2, 1, 1, 1), (1, 3, 1, 9), (3, 5, 9, 1), (2, 67, 2, 5), (3, 5, 13, 17), (1, 130, 13, 17), (1, 2, 64, 65)]
-
 pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def vectors(channels: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """weight, bias, running_mean, running_var, none of them like another."""
-    steps = torch.arange(channels, dtype=dtype) / channels
-    return 0.5 + steps, 0.3 - steps, steps * 2 - 1, 1.5 - steps
-
-
-def assert_op_matches(
-    x: Tensor,
-    residual: Tensor | None,
-    *,
-    training: bool = True,
-    relu: bool = True,
-    affine: bool = True,
-    tracked: bool = True,
-) -> None:
-    """Outputs, gradients and running statistics at x against the reference (checks.assert_matches)."""
-    parameter_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    weight, bias, mean, var = (v.to(x.device) for v in vectors(x.shape[1], parameter_dtype))
-    kept: dict[bool, list[Tensor]] = {}
-
-    def call(op: Any, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        running = [v.to(torch.float64 if x.dtype == torch.float64 else v.dtype, copy=True) for v in (mean, var)]
-        kept[op is sync_batch_norm_relu] = running
-        given = running if tracked else [None, None]
-        return op(x, weight, bias, *given, training=training, momentum=0.3, eps=1e-3, residual=residual, relu=relu)
-
-    inputs = (x, residual, weight if affine else None, bias if affine else None)
-    assert_matches(
-        lambda *tensors: call(sync_batch_norm_relu, *tensors),
-        lambda *tensors: call(reference.sync_batch_norm_relu, *tensors),
-        *inputs,
-    )
-    if training and tracked:
-        truth = [v.double() for v in (mean, var)]
-        reference.sync_batch_norm_relu(x.double(), None, None, *truth, training=True, momentum=0.3)
-        for ours, want in zip(kept[True], truth, strict=True):
-            torch.testing.assert_close(ours.double(), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -285,122 +240,6 @@ def test_double_backward_is_refused() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("fused", [True, False])
-def test_opcheck(layout: str, fused: bool) -> None:
-    """With everything (ReLU, residual, affine), and without."""
-    ops = torch.ops.psp_fast
-    x, dy, residual = (random(2, 5, 4, 7, layout=layout, seed=i) for i in range(3))
-    weight, bias, mean, invstd = vectors(5)
-    affine = (weight, bias) if fused else (None, None)
-    apply = (x, mean, invstd, *affine, residual if fused else None, fused)
-    gradient = (dy, x, ops.batch_norm_apply(*apply) if fused else None, mean, invstd, *affine)
-    torch.library.opcheck(ops.batch_norm_statistics, (x,))
-    torch.library.opcheck(
-        ops.batch_norm_forward, (x, *affine, residual if fused else None, mean, bias, 0.1, 1e-3, fused)
-    )
-    torch.library.opcheck(ops.batch_norm_apply, apply)
-    torch.library.opcheck(ops.batch_norm_backward_sums, (*gradient, fused))
-    torch.library.opcheck(ops.batch_norm_backward, (*gradient, fused, fused))
-    means = torch.stack([mean, bias]) if fused else None
-    torch.library.opcheck(ops.batch_norm_backward_input, (*gradient, means, fused, fused))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_mask_of_forward(capability: str, dtype: torch.dtype, layout: str) -> None:
-    """Bits of forward's mask give the gradients that its output gives; they are the same on every instruction set."""
-    ops, native = torch.ops.psp_fast, backend.native()
-    for shape in [*SHAPES, (2, 32, 4, 4), (2, 16, 5, 7)]:
-        x, residual, dy = (random(*shape, dtype=dtype, layout=layout, seed=i) for i in range(3))
-        given = (x, *vectors(shape[1])[:2], residual, None, None, 0.1, 1e-3, True)
-        if x.numel() == x.shape[1]:
-            continue
-        y, mean, invstd, mask = ops.batch_norm_forward(*given)
-        assert mask.numel() * 16 >= y.numel() and mask.dtype == torch.int16
-        rest = (mean, invstd, *given[1:3], True, True)
-        for bits, output in zip(*(ops.batch_norm_backward(dy, x, m, *rest) for m in (mask, y)), strict=True):
-            assert torch.equal(bits, output)
-        native.set_cpu_capability("baseline")
-        *_, other = ops.batch_norm_forward(*given)
-        same = ops.batch_norm_backward(dy, x, other, *rest)[1]
-        native.set_cpu_capability(capability)
-        assert torch.equal(same, ops.batch_norm_backward(dy, x, other, *rest)[1])
-
-
-@pytest.mark.parametrize("shape", [(2, 20, 6, 7), (2, 64, 1, 2), (3, 20, 1, 1)])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_saved_tensors_may_be_copied(layout: str, shape: tuple[int, ...]) -> None:
-    """As hooks do that offload them, and lose their strides; the mask keeps the layout it was made in."""
-    x, residual, dy = (random(*shape, layout=layout, seed=i) for i in range(3))
-    x, residual = (torch.cat([t, t], 1)[:, : shape[1]].requires_grad_() for t in (x, residual))  # views, as layout is
-
-    def gradients() -> tuple[Tensor, ...]:
-        y = sync_batch_norm_relu(x, None, None, None, None, training=True, residual=residual)
-        return torch.autograd.grad(y, [x, residual], dy)
-
-    expected = gradients()
-    copied = torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().numpy().copy(order="C"), torch.from_numpy)
-    with copied:
-        found = gradients()
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_a_mask_of_another_shape_is_refused() -> None:
-    x, dy = random(2, 20, 6, 7), random(2, 20, 6, 7, seed=1)
-    mean, invstd, mask = torch.zeros(20), torch.ones(20), torch.zeros((4, 4), dtype=torch.int16)
-    with pytest.raises(ValueError, match=r"mask of shape \(4, 4\) does not fit x of shape \(2, 20, 6, 7\)"):
-        torch.ops.psp_fast.batch_norm_backward(dy, x, mask, mean, invstd, None, None, True, True)
-
-
-def test_tensors_that_only_the_dispatcher_can_read() -> None:
-    """Gradients in batches, with the bit that says negative, or of zeros without memory."""
-    x, residual = random(2, 5, 4, 7).requires_grad_(), random(2, 5, 4, 7, seed=1).requires_grad_()
-    dys = torch.stack([random(2, 5, 4, 7, seed=i) for i in (2, 3)])
-
-    def call(x: Tensor, residual: Tensor) -> Tensor:
-        return sync_batch_norm_relu(x, None, None, None, None, training=True, residual=residual)
-
-    y = call(x, residual)
-    single = [torch.autograd.grad(y, [x, residual], dy, retain_graph=True) for dy in dys]
-    batched = torch.autograd.grad(y, [x, residual], dys, is_grads_batched=True, retain_graph=True)
-    torch.testing.assert_close(batched, tuple(map(torch.stack, zip(*single, strict=True))))
-    negative = torch.autograd.grad(y, [x, residual], torch._neg_view(-dys[0]), retain_graph=True)
-    torch.testing.assert_close(negative, single[0])
-    zero = torch.autograd.grad(y, [x, residual], torch._efficientzerotensor(dys[0].shape))
-    assert all(not t.any() for t in zero)
-    torch.testing.assert_close(call(torch._neg_view(-x.detach()), residual), y)
-
-
-def test_a_nan_lets_the_gradient_pass(capability: str) -> None:
-    x, residual, dy = (random(2, 3, 5, 7, seed=i) for i in range(3))
-    residual[0, 1, 2, 3] = torch.nan
-    forward = torch.ops.psp_fast.batch_norm_forward(x, None, None, residual, None, None, 0.1, 1e-3, True)
-    y, mean, invstd, mask = forward
-    assert y.isnan().sum() == 1
-    _, g, _ = torch.ops.psp_fast.batch_norm_backward(dy, x, mask, mean, invstd, None, None, True, True)
-    assert torch.equal(g, torch.where(y <= 0, 0, dy))
-
-
-def test_ops_are_seen_by_who_watches() -> None:
-    """The dispatcher is passed by only where nobody watches; either way gives the same bits."""
-    x, residual = random(2, 5, 4, 7).requires_grad_(), random(2, 5, 4, 7, seed=1).requires_grad_()
-
-    def step() -> list[Tensor]:
-        y = sync_batch_norm_relu(x, None, None, None, None, training=True, residual=residual)
-        return [y, *torch.autograd.grad(y.sum(), [x, residual])]
-
-    alone = step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        profiled = step()
-    names = {event.key for event in profile.key_averages()}
-    assert {"psp_fast::batch_norm_forward", "psp_fast::batch_norm_backward"} <= names
-    with FlopCounterMode(display=False):
-        watched = step()
-    for ours, *others in zip(alone, profiled, watched, strict=True):
-        assert all(torch.equal(ours, other) for other in others)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_triton_matches_reference(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, layout: str) -> None:
     """Several blocks of channels, several tiles a chunk, one chunk, and one more than are merged at once."""
@@ -413,76 +252,6 @@ def test_triton_matches_reference(monkeypatch: pytest.MonkeyPatch, dtype: torch.
         with backend.use("triton"):
             assert backend.choose("sync_batch_norm_relu", x) == "triton"
             assert_op_matches(x, residual)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_mask_found_again_from_x(implementation: str, dtype: torch.dtype, layout: str) -> None:
-    """What a caller that did not keep y gets."""
-    ops = torch.ops.psp_fast
-    channels = 67 if implementation == "csrc/cpu" else 5
-    x, dy = (random(2, channels, 4, 7, dtype=dtype, layout=layout, seed=i) for i in range(2))
-    weight, bias, mean, invstd = vectors(channels)
-    for affine in ((weight, bias), (None, bias)):
-        y = ops.batch_norm_apply(x, mean, invstd, *affine, None, True)
-        sums = [ops.batch_norm_backward_sums(dy, x, known, mean, invstd, *affine, True) for known in (y, None)]
-        torch.testing.assert_close(*sums)
-        inputs = [
-            ops.batch_norm_backward_input(dy, x, known, mean, invstd, *affine, sums[0] / 56, True, True)
-            for known in (y, None)
-        ]
-        torch.testing.assert_close(*inputs)
-
-
-def step(x: Tensor, residual: Tensor, *parameters: Tensor, training: bool = True) -> Tensor:
-    y = sync_batch_norm_relu(x.relu(), *parameters, training=training, residual=residual)
-    return (y * y).sum() + parameters[2].sum()
-
-
-@pytest.mark.parametrize(
-    ("compiler", "dynamic", "training"),
-    [
-        ("aot_eager", False, True),
-        ("aot_eager", False, False),
-        ("aot_eager", True, True),
-        ("aot_eager", True, False),
-        ("inductor", False, True),
-    ],
-)
-def test_compile(compiler: str, dynamic: bool, training: bool) -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=compiler)
-    for layout in LAYOUTS:
-        results = []
-        for function in (compiled, step):
-            leaves = [random(2, 5, 4, 7, layout=layout, seed=i).requires_grad_() for i in range(2)]
-            weight, bias, mean, var = vectors(5)
-            leaves += [weight.requires_grad_(), bias.requires_grad_()]
-            loss = function(*leaves, mean, var, training=training)
-            results.append([loss, *torch.autograd.grad(loss, leaves), mean, var])
-        for ours, want in zip(*results, strict=True):
-            torch.testing.assert_close(ours, want)
-        assert training != torch.equal(results[0][-1], vectors(5)[3])
-
-
-def test_export() -> None:
-    class Block(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bn = torch.nn.BatchNorm2d(5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            bn = self.bn
-            return sync_batch_norm_relu(
-                x, bn.weight, bn.bias, bn.running_mean, bn.running_var, training=False, residual=x
-            )
-
-    block = Block().eval()
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(block, (random(2, 5, 4, 7),), dynamic_shapes={"x": {0: batch}})
-    assert "psp_fast.batch_norm_apply" in str(program.graph)
-    larger = random(4, 5, 4, 7)
-    assert torch.equal(program.module()(larger), block(larger))
 
 
 def test_autocast_keeps_the_type() -> None:
@@ -555,76 +324,6 @@ def test_any_shape_and_strides(
     )
     assert x.shape == shape
     assert_op_matches(x, residual if with_residual else None, **options)
-
-
-def whole_batch(n: int) -> list[Tensor]:
-    """x, residual and dy of all ranks."""
-    x, residual, dy = (random(n, 6, 4, 3, dtype=torch.float64, seed=i) for i in range(3))
-    return [x * torch.linspace(1, 9, 6, dtype=torch.float64).view(1, -1, 1, 1) + 40, residual, dy]
-
-
-def against_one_process(rank: int, world: int, batches: list[int], layout: str, dtype: torch.dtype) -> None:
-    data = whole_batch(sum(batches))
-    first = sum(batches[:rank])
-    share = slice(first, first + batches[rank])
-    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-4}
-    exact = [t.clone().requires_grad_() for t in (*data[:2], *(v.double() for v in vectors(6)[:2]))]
-    running = [v.double() for v in vectors(6)[2:]]
-    y = reference.sync_batch_norm_relu(exact[0], *exact[2:], *running, training=True, residual=exact[1])
-    gradients = torch.autograd.grad(y, exact, data[2])
-    for op in (sync_batch_norm_relu, reference.sync_batch_norm_relu):
-        leaves = [t[share].to(dtype).contiguous(memory_format=LAYOUTS[layout]).requires_grad_() for t in data[:2]]
-        leaves += [v.to(dtype).requires_grad_() for v in vectors(6)[:2]]
-        kept = [v.to(dtype) for v in vectors(6)[2:]]
-        ours = op(leaves[0], *leaves[2:], *kept, training=True, residual=leaves[1], process_group=dist.group.WORLD)
-        got = list(torch.autograd.grad(ours, leaves, data[2][share].to(dtype)))
-        for total in got[2:]:
-            dist.all_reduce(total)
-        wanted = [y[share], gradients[0][share], gradients[1][share], *gradients[2:], *running]
-        for mine, want in zip([ours, *got, *kept], wanted, strict=True):
-            torch.testing.assert_close(mine.double(), want, **tolerance)
-
-
-def two_processes(rank: int, world: int) -> None:
-    for layout in LAYOUTS:
-        for batches in ([2, 3], [4, 0], [0, 1]):
-            against_one_process(rank, world, batches, layout, torch.float64)
-    against_one_process(rank, world, [2, 3], "nchw", torch.float32)
-    x = random(rank + 1, 6, 4, 3)
-    frozen = sync_batch_norm_relu(x, None, None, *vectors(6)[2:], training=False, process_group=dist.group.WORLD)
-    want = reference.sync_batch_norm_relu(x, None, None, *vectors(6)[2:], training=False)
-    torch.testing.assert_close(frozen, want)
-    mean, invstd, count = batch_statistics(x, None, None, 0.1, 1e-5, dist.group.WORLD)
-    merged = merge_statistics(
-        torch.ops.psp_fast.batch_norm_statistics(x), (rank + 1) * 12, None, None, 0.1, 1e-5, dist.group.WORLD
-    )
-    assert all(torch.equal(a, b) for a, b in zip((mean, invstd, count), merged, strict=True))
-    assert isinstance(count, Tensor) and count.item() == 36
-    alone = [dist.new_group([k]) for k in range(world)][rank]  # a group of one is no group
-    assert alone is not None
-    torch.testing.assert_close(
-        sync_batch_norm_relu(x, None, None, None, None, training=True, process_group=alone),
-        sync_batch_norm_relu(x, None, None, None, None, training=True),
-    )
-
-
-def test_two_processes_normalise_as_one() -> None:
-    run_ranks(two_processes, 2)
-
-
-def four_processes(rank: int, world: int) -> None:
-    against_one_process(rank, world, [1, 0, 3, 2], "channels_last", torch.float64)
-    pair = [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2]
-    assert pair is not None
-    x = random(2, 6, 4, 3, seed=rank)
-    y = sync_batch_norm_relu(x, None, None, None, None, training=True, relu=False, process_group=pair)
-    both = torch.cat([random(2, 6, 4, 3, seed=k) for k in (rank // 2 * 2, rank // 2 * 2 + 1)])
-    want = reference.sync_batch_norm_relu(both, None, None, None, None, training=True, relu=False)
-    torch.testing.assert_close(y, want[rank % 2 * 2 :][:2])
-
-
-def test_four_processes_and_groups_of_two() -> None:
-    run_ranks(four_processes, 4)
 
 
 @pytest.mark.gpu
