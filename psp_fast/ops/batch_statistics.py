@@ -39,8 +39,9 @@ def merge_statistics(
     """
     stats, count = merge_ranks(stats, local_count, process_group)
     mean, deviations = stats.unbind()
-    if running_mean is not None and running_var is not None and (isinstance(count, Tensor) or count > 0):
-        update_running(running_mean, running_var, mean, unbiased_variance(deviations, count), momentum)
+    if running_mean is not None and running_var is not None:
+        share = momentum * _holds_values(count)
+        update_running(running_mean, running_var, mean, unbiased_variance(deviations, count), share)
     return mean, inverse_deviation(deviations, count, eps), count
 
 
@@ -91,8 +92,15 @@ def _at_least_one(count: Tensor | float) -> Tensor | float:
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
+def _holds_values(count: Tensor | float) -> Tensor | float:
+    """1 or 0; where count is of several ranks, only the device knows."""
+    return (count > 0).to(count) if isinstance(count, Tensor) else 1.0 if count > 0 else 0.0
+
+
 @torch.no_grad()
-def update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> None:
+def update_running(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: Tensor | float
+) -> None:
     """Take a batch's mean and unbiased variance into the running statistics, in place."""
-    running_mean.lerp_(mean.to(running_mean), momentum)
-    running_var.lerp_(var.to(running_var), momentum)
+    for running, new in ((running_mean, mean), (running_var, var)):
+        running.lerp_(new.to(running), momentum.to(running) if isinstance(momentum, Tensor) else momentum)

@@ -119,7 +119,8 @@ class Layers:
         self.tensors, self.eps, self.groups = tensors, eps, groups
         self.done: list[Layer] = []
         self.batches: list[Tensor] = []
-        """What each layer's running statistics take in: (2, C), mean and unbiased variance; (0) for nothing."""
+        """What each layer's running statistics take in: rows of mean and unbiased variance, with several ranks also of
+        whether they hold values; (0) for nothing."""
 
     def add(self, z: Tensor, stats: Tensor | None = None) -> Layer:
         """The next layer, for z; stats are those of z where the convolution gathered them."""
@@ -131,8 +132,11 @@ class Layers:
             stats, count = merge_ranks(stats, z.shape[0] * z.shape[2] * z.shape[3], self.groups[i])
             mean, deviations = stats.unbind()
             invstd = inverse_deviation(deviations, count, self.eps[i])
-            if isinstance(count, Tensor) or count > 0:
-                batch = torch.stack([mean, unbiased_variance(deviations, count)])
+            rows = [mean, unbiased_variance(deviations, count)]
+            if isinstance(count, Tensor):
+                batch = torch.stack([*rows, (count > 0).to(mean).expand_as(mean)])
+            elif count > 0:
+                batch = torch.stack(rows)
         self.done.append(Layer(weight, bias, mean, invstd, count, self.groups[i]))
         self.batches.append(batch)
         return self.done[-1]
@@ -179,8 +183,9 @@ def update_all(norms: Sequence[BatchNorm], batches: Sequence[Tensor]) -> None:
     """Take the batch into the running statistics, after the op: a compiled graph allows no update inside."""
     for norm, batch in zip(norms, batches, strict=True):
         if batch.numel() > 0 and norm.running_mean is not None and norm.running_var is not None:
-            mean, var = batch.unbind()
-            update_running(norm.running_mean, norm.running_var, mean, var, norm.momentum)
+            mean, var, *hold_values = batch.unbind()
+            share = norm.momentum * hold_values[0] if hold_values else norm.momentum
+            update_running(norm.running_mean, norm.running_var, mean, var, share)
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:

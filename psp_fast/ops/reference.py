@@ -114,13 +114,14 @@ def _synced_batch_norm(
     values = at_least_fp32(x)
     count = values.new_full((1,), values.numel() // values.shape[1])
     total, count = _AllReduceSum.apply(torch.cat([values.sum(dims), count]), group).split([values.shape[1], 1])
-    mean = total / count
+    mean = total / count.clamp(min=1)
     centred = values - mean.view(shape)
-    var = _AllReduceSum.apply(centred.square().sum(dims), group) / count
+    var = _AllReduceSum.apply(centred.square().sum(dims), group) / count.clamp(min=1)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            running_mean.lerp_(mean.to(running_mean), momentum)
-            running_var.lerp_((var * count / (count - 1).clamp(min=1)).to(running_var), momentum)
+            share = momentum * (count > 0).to(count)  # nothing is taken in where no rank has a value
+            running_mean.lerp_(mean.to(running_mean), share.to(running_mean))
+            running_var.lerp_((var * count / (count - 1).clamp(min=1)).to(running_var), share.to(running_var))
     y = centred * (var + eps).rsqrt().view(shape)
     if weight is not None:
         y = y * weight.view(shape)

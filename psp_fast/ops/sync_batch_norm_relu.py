@@ -35,7 +35,7 @@ def sync_batch_norm_relu(
         x: (N, C, H, W), float, any strides. Statistics are kept in at least 32 bits, also under autocast.
         weight, bias: (C,), or None for ones and zeros.
         running_mean, running_var: (C,). Normalise x where `training` is false; where it is true they are updated in
-            place (variance unbiased; an empty batch leaves them, but not empty batches of several ranks), or both None.
+            place (variance unbiased; an empty batch leaves them), or both None.
         training: normalise x by the statistics of the batch.
         momentum: the weight of the new batch in the running statistics.
         eps: added to the variance, above 0.

@@ -68,6 +68,20 @@ def two_processes(rank: int, world: int) -> None:
     )
 
 
+def all_empty(rank: int, world: int) -> None:
+    for op in (sync_batch_norm_relu, reference.sync_batch_norm_relu):
+        x = random(0, 6, 4, 3).requires_grad_()
+        weight, bias, *running = vectors(6)
+        y = op(x, weight.requires_grad_(), bias, *running, training=True, process_group=dist.group.WORLD)
+        dx, dweight = torch.autograd.grad(y.sum(), (x, weight))
+        assert y.shape == dx.shape == x.shape and not dweight.any()
+        assert all(torch.equal(*pair) for pair in zip(running, vectors(6)[2:], strict=True))
+
+
+def test_batches_of_two_processes_may_all_be_empty() -> None:
+    run_ranks(all_empty, 2)
+
+
 def test_two_processes_normalise_as_one() -> None:
     run_ranks(two_processes, 2)
 

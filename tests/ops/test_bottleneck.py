@@ -302,6 +302,18 @@ def _groups_of_their_own(rank: int, world: int) -> None:
     assert_same(made, random(2, 24, 9, 8, dtype=torch.float64, seed=rank), 1e-9)
 
 
+def _all_empty(rank: int, world: int) -> None:
+    made = convert_sync_batch_norm(block(dtype=torch.float32))
+    before = {name: value.clone() for name, value in made.state_dict().items() if "running" in name}
+    made(random(0, 24, 9, 8)).sum().backward()
+    after = made.state_dict()
+    assert before and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_batches_of_two_processes_may_all_be_empty() -> None:
+    run_ranks(_all_empty, 2)
+
+
 def test_process_groups_layer_by_layer() -> None:
     run_ranks(_groups_of_their_own, 2)
 
