@@ -167,19 +167,8 @@ def _backward_input(
 
 
 @torch.library.register_fake("psp_fast::batch_norm_backward_input")
-def _empty_input(
-    dy: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    means: Tensor | None,
-    relu: bool,
-    residual: bool,
-) -> tuple[Tensor, Tensor]:
-    return _empty_gradients(x, y, residual)
+def _empty_input(dy: Tensor, x: Tensor, y: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _empty_gradients(x, y, rest[-1])
 
 
 def _empty_gradients(x: Tensor, y: Tensor | None, residual: bool) -> tuple[Tensor, Tensor]:
@@ -206,18 +195,8 @@ def backward(
 
 
 @torch.library.register_fake("psp_fast::batch_norm_backward")
-def _empty_backward(
-    dy: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    relu: bool,
-    residual: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return *_empty_gradients(x, y, residual), _empty_statistics(x)
+def _empty_backward(dy: Tensor, x: Tensor, y: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return *_empty_gradients(x, y, rest[-1]), _empty_statistics(x)
 
 
 def _channels_last(x: Tensor, y: Tensor | None = None) -> bool:
