@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in commands:
         print(f"psp-fast: error: there is no command {arguments[0]!r}\nusage: {_USAGE}", file=sys.stderr)
         return 2
+    # Users name their own files: only what Pillow refuses to decode, above twice this size, is worth a word.
+    warnings.filterwarnings("ignore", "Image size .* could be decompression bomb", RuntimeWarning)
     try:
         return commands[arguments[0]](arguments[1:])
     except ConfigError as error:

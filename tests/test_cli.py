@@ -86,6 +86,17 @@ def test_check_data(tree, capsys):
     assert "3.png: label ids other than 0..1 and 255 (ignored): 7 (1920 pixels" in capsys.readouterr().out
 
 
+def test_large_images_are_read_without_a_warning(tree, capsys, monkeypatch, recwarn):
+    """Up to twice the size at which Pillow starts to warn; larger ones are refused, with their names."""
+    train("--out=run")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 48 - 1)
+    assert main(["check-data", "mine.yaml", "--out", "report"]) == 0
+    assert not [w for w in recwarn if "exceeds limit" in str(w.message)]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 48 // 2 - 1)
+    assert main(["check-data", "mine.yaml", "--out", "report"]) == 1
+    assert "0.png: is too large to decode safely" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("recipe", "build", "samples", "named"),
     [
