@@ -58,6 +58,15 @@ def test_mask_of_forward(capability: str, dtype: torch.dtype, layout: str) -> No
         assert torch.equal(same, ops.batch_norm_backward(dy, x, other, *rest)[1])
 
 
+def test_large_results_of_any_alignment(capability: str) -> None:
+    """PyTorch's own memory begins at 64 bytes; where another's does not, nothing is written past the caches."""
+    x, mean, invstd = random(2, 80, 121, 125), torch.zeros(80), torch.ones(80)
+    y = torch.empty(x.numel() + 1)[1:].view_as(x)
+    arrays = {name: array.data_ptr() for name, array in (("x", x), ("y", y), ("mean", mean), ("invstd", invstd))}
+    backend.native().batch_norm_apply_cpu("float32", False, True, (2, 80, 121 * 125), 2, **arrays)
+    assert torch.equal(y, x.relu())
+
+
 @pytest.mark.parametrize("shape", [(2, 20, 6, 7), (2, 64, 1, 2), (3, 20, 1, 1)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_saved_tensors_may_be_copied(layout: str, shape: tuple[int, ...]) -> None:
