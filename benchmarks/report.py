@@ -41,13 +41,14 @@ How to read it:
   quartiles. Above 1, psp_fast is faster.
 - A row whose numbers differ from the others' has no speed and is not here.
 - The ceilings are what the machine reached in the same run: copying a large tensor, and multiplying large matrices.
+  Those named below are float32's; rows of another type have that type's.
   The share of the ceiling is the least time that they allow over the time of psp_fast. That least time is the larger of
   the bytes that must be read and written over the rate of copying, and the FLOPs of the direct algorithm, counted for
   convolutions only, over the rate of multiplying. An op that computes with fewer FLOPs than the direct algorithm
   (Winograd) may exceed 100 %, and so may one that finds its data in a cache.
 - Peak memory is what a run needs besides the tensors it is given; of a network, besides weights and momentum. On a CPU
-  it is by how much the process grew: for PSPNet50 one that does nothing else, for others the suite's, whose allocator
-  may hide or add some.
+  it is by how much the process grew: for PSPNet50 in float32 one that does nothing else, for others the suite's, whose
+  allocator may hide or add some.
 - Batch norm over several processes has one CPU thread, or one GPU, a process.
 
 What GPUs' data sheets let one expect is in [predictions.md](predictions.md).

@@ -57,8 +57,16 @@ def conv1x1_bn_relu(given: Input, backward: bool, size: int) -> Work:
 
 
 def sync_batch_norm_relu(channels: int) -> Estimate:
-    """Forward reads x and the residual and writes y, backward reads dy, x and y and writes two gradients."""
-    return lambda given, backward, size: Work((8 if backward else 3) * channels * given.cells * size)
+    """Forward reads x and the residual and writes y, backward reads dy and x and writes two gradients.
+
+    Where ReLU was active is a bit a value, written forward and read backward.
+    """
+
+    def estimate(given: Input, backward: bool, size: int) -> Work:
+        values = channels * given.cells
+        return Work(7 * values * size + 2 * values // 8 if backward else 3 * values * size)
+
+    return estimate
 
 
 def upsample_cross_entropy(given: Input, backward: bool, size: int) -> Work:

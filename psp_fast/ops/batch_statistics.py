@@ -39,8 +39,9 @@ def merge_statistics(
     """
     stats, count = merge_ranks(stats, local_count, process_group)
     mean, deviations = stats.unbind()
-    if running_mean is not None and running_var is not None:
-        share = momentum * _holds_values(count)
+    if running_mean is not None and running_var is not None and (isinstance(count, Tensor) or count > 0):
+        # Of several ranks only the device knows whether they hold values.
+        share = momentum * (count > 0).to(count) if isinstance(count, Tensor) else momentum
         update_running(running_mean, running_var, mean, unbiased_variance(deviations, count), share)
     return mean, inverse_deviation(deviations, count, eps), count
 
@@ -90,11 +91,6 @@ def unbiased_variance(deviations: Tensor, count: Tensor | float) -> Tensor:
 
 def _at_least_one(count: Tensor | float) -> Tensor | float:
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
-
-
-def _holds_values(count: Tensor | float) -> Tensor | float:
-    """1 or 0; where count is of several ranks, only the device knows."""
-    return (count > 0).to(count) if isinstance(count, Tensor) else 1.0 if count > 0 else 0.0
 
 
 @torch.no_grad()

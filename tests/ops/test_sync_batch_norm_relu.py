@@ -199,7 +199,7 @@ def test_empty_maps(implementation: str, shape: tuple[int, ...]) -> None:
     y.sum().backward()
     assert x.grad is not None and x.grad.shape == shape
     assert weight.grad is not None and bias.grad is not None and not weight.grad.any() and not bias.grad.any()
-    assert (running[0] == 3).all() and (running[1] == 2).all()
+    assert (running[0] == 3).all() and (running[1] == 2).all() and all(t._version == 0 for t in running)
 
 
 @pytest.mark.parametrize("training", [True, False])
