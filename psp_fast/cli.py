@@ -22,6 +22,7 @@ from psp_fast.configs import (
     recipe_file,
 )
 from psp_fast.errors import ConfigError, PspFastError
+from psp_fast.files import check_folder
 
 if TYPE_CHECKING:
     from psp_fast.engine.distributed import Ranks
@@ -69,6 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (PspFastError, OSError) as error:
         print(f"psp-fast: error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        print(
+            "psp-fast: error: a process that loads images was killed, as where memory is short: give --train.workers a "
+            f"smaller number ({error})",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("psp-fast: interrupted", file=sys.stderr)
@@ -141,6 +151,7 @@ def _evaluate(arguments: list[str]) -> int:
             f"{checkpoint} was trained on the classes {', '.join(trained.classes)}, not on {', '.join(dataset.classes)}"
         )
     result = (Path(config.out) if config.out else run.checkpoint_of(checkpoint).parent) / "evaluation.json"
+    check_folder(result.parent)
     found = evaluate(trained.model, dataset, config, ranks, result)
     if ranks.main:
         print(f"{found.metrics.table()}\n\nwritten to {result}")
@@ -164,9 +175,11 @@ def _predict(arguments: list[str]) -> int:
     from psp_fast.engine import distributed, run
     from psp_fast.engine.predict import predict
 
+    folder = Path(config.out or "predictions")
+    check_folder(folder)
     ranks = distributed.start(config.device)
     trained = run.load_trained(checkpoint, ranks.device)
-    for path in predict(trained, positional[1:], Path(config.out or "predictions"), config, ranks.device):
+    for path in predict(trained, positional[1:], folder, config, ranks.device):
         print(path)
     return 0
 
@@ -183,6 +196,7 @@ def _submit(arguments: list[str]) -> int:
 
     ranks = distributed.start(config.device)
     trained, folder = run.load_trained(checkpoint, ranks.device), Path(config.out or "submission")
+    check_folder(folder)
     written = submit(trained, config, folder, ranks.device)
     print(f"{len(written)} label maps written to {folder}: zip the folder for the server")
     return 0
@@ -233,6 +247,7 @@ def _export(arguments: list[str]) -> int:
     from psp_fast.engine import run
     from psp_fast.engine.export import export
 
+    check_folder(Path(options.out).parent)
     trained = run.load_trained(options.checkpoint, torch.device("cpu"))
     size = options.size or trained.config.augment.crop
     for agreement in export(trained, options.out, size, dynamic=options.dynamic, output=options.output):
@@ -257,6 +272,7 @@ def _check_data(arguments: list[str]) -> int:
     from psp_fast.engine.samples import build_dataset
 
     folder, ok = Path(config.out or "."), True
+    check_folder(folder)
     for split in ("train", "val"):
         report = check_dataset(build_dataset(config.data, split))
         picture = folder / f"classes_{split}.png"

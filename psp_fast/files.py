@@ -34,6 +34,19 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
+def check_folder(folder: str | Path) -> None:
+    """Raise PspFastError where results could not be written into folder, made when missing: before they are computed.
+
+    Makes nothing.
+    """
+    path = Path(folder).absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir():
+        raise PspFastError(f"{folder} cannot be written: {there} is a file; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PspFastError(f"{folder} cannot be written: {there} is not yours to write in; choose another folder")
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write content as `replacing` does; PspFastError where it cannot be written."""
     try:

@@ -162,6 +162,34 @@ def test_an_output_folder_that_cannot_be_written(tree, capsys):
     assert "the output folder file/run cannot be used: cannot write file/run/environment.json" in said(capsys)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "run", "--out=file/found"],
+        ["predict", "run", "0.jpg", "--out=file/found"],
+        ["check-data", "mine.yaml", "--out=file/found"],
+        ["export", "run", "file/found/net.onnx"],
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_told_first(tree, capsys, monkeypatch, arguments):
+    train("--out=run")
+    (tree / "file").touch()
+    reads = []
+    monkeypatch.setattr(Image, "open", lambda *given: reads.append(given))
+    assert main(arguments) == 1
+    assert f"file/found cannot be written: {tree / 'file'} is a file; choose another folder" in said(capsys)
+    assert reads == []
+
+
+def test_a_killed_loading_process_is_no_traceback(capsys, monkeypatch):
+    def killed():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("psp_fast.info.report", killed)
+    assert main(["info"]) == 1
+    assert "a process that loads images was killed, as where memory is short" in said(capsys)
+
+
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tree, capsys):
     from psp_fast.checkpoints import read_checkpoint
 
@@ -186,6 +214,11 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tree, capsys):
         (["train", "--data.dataset=list", "--data.val_splits=[a]"], "data.val_splits is not read with data.dataset "),
         (["train", "voc", "--data.train_splits=[test]"], "voc has no split 'test': choose of train, val, trainval"),
         (["check-data", "ade20k"], "there is no annotations in it or ADEChallengeData2016"),
+        (
+            ["check-data", "ade20k", "--data.root=nowhere"],
+            "nowhere: there is no such folder; data.root is where ade20k",
+        ),
+        (["check-data", "0.png"], "0.png is not a recipe: it is not UTF-8 text"),
         (["train", "--augment.cat_max_ratio=0"], "augment.cat_max_ratio must be in (0, 1]"),
         (["train", "--eval.stride=2"], "eval.stride must be in (0, 1]"),
         (["train", "--eval.scales=[1,0]"], "eval.scales must be one or more positive numbers, got [1.0, 0.0]"),

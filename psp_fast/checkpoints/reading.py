@@ -72,7 +72,7 @@ _READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def _reason(error: BaseException) -> str:
-    """What torch's message names as unsafe, else its first line."""
+    """What torch's message names as unsafe, else its first sentence."""
     text = str(error).strip()
     unsafe = next((line.strip() for line in text.splitlines() if "GLOBAL" in line or "class" in line.lower()), "")
-    return unsafe or (text.splitlines()[0] if text else type(error).__name__)
+    return unsafe or (text.splitlines()[0].split(". ")[0] if text else type(error).__name__)

@@ -52,4 +52,7 @@ def _check_data(data: DataConfig) -> None:
         return
     for name in ("classes", "palette", "label_ids"):
         if getattr(data, name):
-            raise ConfigError(f"data.{name} is for data sets of your own: {data.dataset} has its own, leave it out")
+            raise ConfigError(
+                f"data.{name} is for data sets of your own: {data.dataset} has its own, leave it out "
+                "(a checkpoint's own: convert it with --recipe)"
+            )

@@ -20,10 +20,14 @@ def recipe_file(name: str) -> Path:
     """The file of a recipe: a path to a YAML file, or the name of one that comes with psp_fast.
 
     Raises:
-        ConfigError: there is neither; the message lists the recipes.
+        ConfigError: there is neither, and the message lists the recipes; or the file is not text.
     """
     path = Path(name)
     if path.is_file():
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not a recipe: it is not UTF-8 text") from error
         return path
     shipped = RECIPES / f"{name}.yaml"
     if shipped.is_file():

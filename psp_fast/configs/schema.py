@@ -225,7 +225,8 @@ class Config:
     """Everything a run depends on.
 
     Args:
-        out: folder of the run; null takes the first free runs/<recipe>-N.
+        out: folder of the run, or of the results of other commands; null: the first free runs/<recipe>-N, for others
+            the checkpoint's (evaluate), predictions, submission, the current one (check-data).
         device: "auto", "cpu", "cuda" or "cuda:1".
         model: the network.
         data: the images and labels.

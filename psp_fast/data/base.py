@@ -31,6 +31,9 @@ class Dataset(Protocol):
     def name(self, index: int) -> str:
         """What messages and output files call the sample; for files the path of the image."""
 
+    def stamp(self, index: int) -> str:
+        """What is another when the sample has changed; for files their sizes and times of change."""
+
 
 class Transform(Protocol):
     """Turns a sample into what the model takes. All randomness comes from `rng`, so that a resumed run repeats it."""

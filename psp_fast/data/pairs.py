@@ -49,6 +49,10 @@ class PairDataset:
         """Path of the image."""
         return str(self.pairs[index][0])
 
+    def stamp(self, index: int) -> str:
+        """Sizes in bytes and times of change in nanoseconds of image and label."""
+        return " ".join(_stamp(path) for path in self.pairs[index])
+
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) uint8 RGB, label (H, W) uint8 in 0..C-1 or 255. Raises DataError naming the file."""
         image_path, label_path = self.pairs[index]
@@ -59,6 +63,14 @@ class PairDataset:
             label = self._mapping[label]
         check_sample(image, label, len(self.classes), str(image_path), str(label_path))
         return image, label
+
+
+def _stamp(path: Path) -> str:
+    try:
+        file = path.stat()
+    except OSError:
+        return "missing"
+    return f"{file.st_size}.{file.st_mtime_ns}"
 
 
 def _mapping(label_ids: Sequence[int], count: int) -> np.ndarray:

@@ -60,7 +60,9 @@ def convert(paths: Sequence[str], out: Path, target: str, config: Config | None,
         save_checkpoint({"state_dict": to_semseg(model)}, out)
         return f"{read}\nwritten to {out}"
     save_checkpoint(_described(model, weights, config), out)
-    return f"{read}\nwritten to {out}, for psp-fast evaluate, predict and export"
+    named = config is not None or weights.config is not None
+    uses = "evaluate, predict and export" if named else "predict and export; to evaluate it, name its data by --recipe"
+    return f"{read}\nwritten to {out}, for psp-fast {uses}"
 
 
 def _described(model: PSPNet, weights: Weights, config: Config | None) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def _described(model: PSPNet, weights: Weights, config: Config | None) -> dict[s
 
 
 def _arguments(options: Mapping[str, Any]) -> str:
-    """Those of PSPNet's arguments that are not its defaults."""
+    """The number of layers and of classes, and those of PSPNet's arguments that are not its defaults."""
     defaults = {name: parameter.default for name, parameter in signature(PSPNet).parameters.items()}
-    return ", ".join(f"{name}={value!r}" for name, value in options.items() if value != defaults[name])
+    told = [name for name, value in options.items() if name in ("layers", "classes") or value != defaults[name]]
+    return ", ".join(f"{name}={options[name]!r}" for name in told)

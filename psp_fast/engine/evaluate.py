@@ -48,7 +48,8 @@ def evaluate(model: PSPNet, dataset: Dataset, config: Config, ranks: Ranks, resu
         ranks: this process among the others.
         result: the file to write the measures to. Until it is written, files beside it, <stem>.measured.<process>, keep
             what has been measured: an evaluation that is killed and started again, on as many processes or not, goes on
-            where it was, with the same result; one of other weights, configuration or samples starts anew.
+            where it was, with the same result; one of other weights, configuration or samples starts anew, and images
+            whose files have changed are measured again.
 
     Raises:
         DataError: an image or label that cannot be used, by its file's name.
@@ -56,6 +57,8 @@ def evaluate(model: PSPNet, dataset: Dataset, config: Config, ranks: Ranks, resu
     """
     progress, done = resume(result, model, dataset, config, ranks) if result else (Progress(), set())
     left = [index for index in range(len(dataset)) if index not in done]
+    if done and ranks.main:
+        tqdm.write(f"{len(done)} of {len(dataset)} images were measured before: going on with the others")
     bar = tqdm(
         desc="evaluate", total=len(dataset), initial=len(done), unit="image", disable=not ranks.main, leave=False
     )

@@ -28,7 +28,7 @@ def predict(trained: Trained, images: Sequence[str], folder: Path, config: Confi
         device: the model's.
 
     Returns:
-        The overlays, in the order of images.
+        What was written, in the order of images.
 
     Raises:
         DataError: an image that cannot be read, or two whose results would have the same name.
@@ -44,7 +44,7 @@ def predict(trained: Trained, images: Sequence[str], folder: Path, config: Confi
     for path in tqdm(paths, "predict", unit="image"):
         pixels = read_image(path)
         labels = label_map(trained.model, torch.from_numpy(pixels).to(device), config).cpu().numpy()
-        write_png(folder / f"{path.stem}_labels.png", labels, trained.palette)
-        written.append(folder / f"{path.stem}_overlay.png")
+        written += [folder / f"{path.stem}_labels.png", folder / f"{path.stem}_overlay.png"]
+        write_png(written[-2], labels, trained.palette)
         write_png(written[-1], overlay(pixels, labels, trained.classes, trained.palette))
     return written

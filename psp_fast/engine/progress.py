@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -31,11 +31,13 @@ class Progress:
     Args:
         file: where they are kept; None keeps them in memory alone.
         key: of the evaluation that they are of.
+        stamp: what an image has while its files do not change.
     """
 
-    def __init__(self, file: Path | None = None, key: str = "") -> None:
-        self.file, self.key = file, key
+    def __init__(self, file: Path | None = None, key: str = "", stamp: Callable[[int], str] = str) -> None:
+        self.file, self.key, self.stamp = file, key, stamp
         self.counts: dict[int, Tensor] = {}  # image: (2, n) int64, places in its flattened matrix and their pixels
+        self.stamps: dict[int, str] = {}
         self.saved, self.pause = time.monotonic(), _SECONDS
 
     def add(self, image: int, confusion: Tensor) -> None:
@@ -43,6 +45,7 @@ class Progress:
         pixels = confusion.flatten()
         places = pixels.nonzero()[:, 0]
         self.counts[image] = torch.stack([places, pixels[places]]).cpu()
+        self.stamps[image] = self.stamp(image)
         if time.monotonic() - self.saved > self.pause:
             self.save()
 
@@ -58,6 +61,7 @@ class Progress:
         content = {
             "evaluation": self.key,
             "images": torch.tensor(list(self.counts)),
+            "stamps": [self.stamps[image] for image in self.counts],
             "lengths": torch.tensor([counts.shape[1] for counts in self.counts.values()]),
             "counts": torch.cat(list(self.counts.values()), 1),
         }
@@ -66,15 +70,18 @@ class Progress:
         self.pause = max(_SECONDS, _TIMES * (self.saved - started))
 
     def load(self, file: Path) -> None:
-        """Add what a file holds of this evaluation; one that is damaged is reported and not used."""
+        """Add what a file holds of this evaluation and of unchanged images; a damaged file is reported and not used."""
         try:
             content = read_checkpoint(file)
         except CheckpointError as error:
-            tqdm.write(f"{file} is ignored, and its images are measured again: {error}", file=sys.stderr)
+            tqdm.write(f"ignored, and its images are measured again: {error}", file=sys.stderr)
             return
-        if content.get("evaluation") == self.key:
-            parts = content["counts"].split(content["lengths"].tolist(), 1)
-            self.counts.update(zip(content["images"].tolist(), parts, strict=True))
+        if content.get("evaluation") != self.key:
+            return
+        parts = content["counts"].split(content["lengths"].tolist(), 1)
+        for image, stamp, part in zip(content["images"].tolist(), content["stamps"], parts, strict=True):
+            if stamp == self.stamp(image):
+                self.counts[image], self.stamps[image] = part, stamp
 
     def matrices(self, classes: int) -> Iterator[tuple[int, Tensor]]:
         """Every image with its confusion matrix (C, C) int64 on the CPU."""
@@ -88,9 +95,9 @@ def resume(result: Path, model: nn.Module, dataset: Dataset, config: Config, ran
     """This process's progress towards the file `result`, and the images that need not be measured again.
 
     The main process takes over what any process measured for the same weights, configuration and samples, and removes
-    files of another evaluation. Samples are told by their names: what is in the files is not compared.
+    files of another evaluation. Samples are told by their names, and by the size and time of change of their files.
     """
-    progress = Progress(_file(result, ranks.rank))
+    progress = Progress(_file(result, ranks.rank), stamp=dataset.stamp)
     if ranks.main:
         progress.key = _key(model, dataset, config, ranks.device)
         for file in _files(result):

@@ -31,7 +31,8 @@ def submit(trained: Trained, config: Config, folder: Path, device: torch.device)
         DataError: an image that is missing or cannot be read.
     """
     if tuple(trained.classes) != cityscapes.LAYOUT.classes:
-        raise ConfigError(f"submit is for networks of Cityscapes' 19 classes, not of {', '.join(trained.classes)}")
+        count = len(trained.classes)
+        raise ConfigError(f"submit is for networks of Cityscapes' 19 classes; this one's {count} are not those")
     written = []
     for path in tqdm(cityscapes.images_to_submit(Path(config.data.root)), "submit", unit="image"):
         found = label_map(trained.model, torch.from_numpy(read_image(path)).to(device), config)

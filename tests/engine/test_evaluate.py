@@ -46,6 +46,7 @@ class Watched:
     def __init__(self, dataset, stop=IMAGES):
         self.dataset, self.stop, self.read = dataset, stop, []
         self.classes, self.palette, self.name = dataset.classes, dataset.palette, dataset.name
+        self.stamp = dataset.stamp
 
     def __len__(self):
         return len(self.dataset)
@@ -147,7 +148,7 @@ def test_starts_anew(tmp_path, capsys, change):
     watched = Watched(dataset)
     found = evaluate(model, watched, config, ONE, result)
     assert watched.read == list(range(len(dataset)))
-    assert (f"{file} is ignored, and its images are measured again" in capsys.readouterr().err) == (change is damaged)
+    assert (f"its images are measured again: {file} is truncated" in capsys.readouterr().err) == (change is damaged)
     same(found, evaluate(model, dataset, config, ONE))
     assert list(tmp_path.iterdir()) == [result]
 
@@ -172,16 +173,42 @@ def opened(fifo, process):
     raise AssertionError(f"{fifo} is not read")
 
 
-def test_a_killed_process_goes_on_where_it_was(tmp_path, capsys):
-    data = DataConfig(root=str(tmp_path), classes=["sky", "ground", "tree"])
+def files(folder):
+    """Configuration, data set of files and model."""
+    data = DataConfig(root=str(folder), classes=["sky", "ground", "tree"])
     config = dataclasses.replace(small.config(), data=data)
     rng = np.random.default_rng(0)
     for i in range(IMAGES):
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-        Image.fromarray(rng.integers(0, 3, (40, 48), dtype=np.uint8)).save(tmp_path / f"label{i}.png")
-    (tmp_path / "val.txt").write_text("".join(f"{i}.png label{i}.png\n" for i in range(IMAGES)))
-    dataset = build_dataset(config.data, "val")
-    model = build_model(config.model, 3)
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(rng.integers(0, 3, (40, 48), dtype=np.uint8)).save(folder / f"label{i}.png")
+    (folder / "val.txt").write_text("".join(f"{i}.png label{i}.png\n" for i in range(IMAGES)))
+    return config, build_dataset(config.data, "val"), build_model(config.model, 3)
+
+
+@pytest.mark.parametrize("name", ["0.png", "label0.png"])
+def test_files_that_have_changed_are_measured_again(tmp_path, capsys, name):
+    """A broken image stops an evaluation; before it goes on, more than that image may be mended."""
+    config, dataset, model = files(tmp_path)
+    result = tmp_path / "evaluation.json"
+    with pytest.raises(DataError, match="stopped"):
+        evaluate(model, Watched(dataset, 3), config, ONE, result)
+    Image.open(tmp_path / name).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / name)
+    watched = Watched(dataset)
+    found = evaluate(model, watched, config, ONE, result)
+    assert watched.read == [0, 3, 4]
+    assert "2 of 5 images were measured before: going on with the others" in capsys.readouterr().out
+    same(found, evaluate(model, dataset, config, ONE))
+
+
+def spoil(path):
+    """Make a file unreadable as an image, of the same size and time of change."""
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_killed_process_goes_on_where_it_was(tmp_path, capsys):
+    config, dataset, model = files(tmp_path)
     save_checkpoint({**describe(config, dataset), "state_dict": model.state_dict()}, tmp_path / "last.pth")
     assert main(["evaluate", str(tmp_path), "--out", str(tmp_path / "whole")]) == 0
     expected = json.loads((tmp_path / "whole" / "evaluation.json").read_text())
@@ -201,8 +228,8 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path, capsys):
     assert not (tmp_path / "evaluation.json").exists()
     assert (tmp_path / "evaluation.measured.0").exists()
 
-    for i in range(3):
-        (tmp_path / f"{i}.png").unlink()  # measured already: not read again
+    spoil(tmp_path / "0.png")  # measured already: not read again, as 2.png is not, which still is a pipe
+    spoil(tmp_path / "1.png")
     (tmp_path / "3.png").unlink()
     (tmp_path / "3.png").write_bytes(waiting[3])
     done = subprocess.run(command, capture_output=True, text=True, check=False)

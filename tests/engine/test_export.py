@@ -198,7 +198,7 @@ def test_a_size_that_is_too_small(tmp_path):
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_extra_is_named(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(PspFastError, match=rf"needs the package {name}, .* pip install psp_fast\[export\]"):
+    with pytest.raises(PspFastError, match=rf"needs the package {name}, .* pip install 'psp_fast\[export\]'"):
         export(trained(), tmp_path / "net.onnx", ODD)
 
 

@@ -48,7 +48,7 @@ def write(path, kind):
 @pytest.mark.parametrize("kind", ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "16 bit", "rotated"])
 def test_every_kind_of_image(trained, tmp_path, kind):
     path = write(tmp_path / "photo", kind)
-    [overlay] = predict(trained, [str(path)], tmp_path / "out", small.config(), CPU)
+    [_, overlay] = predict(trained, [str(path)], tmp_path / "out", small.config(), CPU)
     labels = Image.open(tmp_path / "out" / "photo_labels.png")
     assert labels.size == ((37, 52) if kind == "rotated" else (52, 37))
     assert labels.mode == "P"

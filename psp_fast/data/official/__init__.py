@@ -21,6 +21,8 @@ def official_dataset(name: str, root: str | Path, splits: Sequence[str]) -> Pair
         ConfigError: a split that the data set does not have.
         DataError: files that are not where the distribution has them, or splits whose labels differ in kind.
     """
+    if not Path(root).is_dir():
+        raise DataError(f"{root}: there is no such folder; data.root is where {name} lies")
     layout = LAYOUTS[name]
     for split in splits:
         if split not in layout.splits:

@@ -57,3 +57,7 @@ class Scenes:
     def name(self, index: int) -> str:
         """What messages and output files call picture `index`."""
         return f"scenes/{self.split}/{index:05d}"
+
+    def stamp(self, index: int) -> str:
+        """Nothing: picture `index` is always the same."""
+        return ""

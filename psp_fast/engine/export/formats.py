@@ -44,7 +44,7 @@ def required(name: str) -> ModuleType:
     except ImportError as error:
         raise PspFastError(
             f"exporting to ONNX needs the package {name}, which cannot be imported ({error}): run "
-            "pip install psp_fast[export]"
+            "pip install 'psp_fast[export]'"
         ) from error
 
 

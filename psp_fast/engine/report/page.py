@@ -68,6 +68,7 @@ _PAGE = """<!doctype html>
 <h2>What is taken for what</h2>
 <p>Each row has the pixels of one true class, in per cent.</p>
 {confusion}
+<p>The largest confusions, by their share of the true class:</p>
 <div class="wide"><table>
 <thead><tr><th>class</th><th class="name">taken for</th><th>of its pixels, %</th><th>pixels</th></tr></thead>
 <tbody>{confusions}</tbody></table></div>
