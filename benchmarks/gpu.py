@@ -144,6 +144,8 @@ def sources() -> str:
 
 def run_parts(parts: Sequence[Part], out: Path, seconds: float = SECONDS) -> int:
     """Run the parts that are not yet ok, and write after each what became of it; 0 if all are ok."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell, and so by the parts
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     end, source = time.monotonic() + seconds, sources()
     done = _read(out / SUMMARY)
     pending = [part for part in parts if not _is_done(part, done, source)]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -37,3 +41,9 @@ def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_versions_name_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(info, "_PACKAGES", ("psp_fast", "no-such-package"))
     assert ("no-such-package", "not installed") in info.versions()
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path: Path) -> None:
+    """As a clone does for who works beside it."""
+    (tmp_path / "psp_fast").mkdir()
+    subprocess.run([sys.executable, "-c", "import psp_fast; psp_fast.PSPNet"], cwd=tmp_path, check=True)
