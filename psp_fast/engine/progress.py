@@ -76,7 +76,7 @@ class Progress:
         except CheckpointError as error:
             tqdm.write(f"ignored, and its images are measured again: {error}", file=sys.stderr)
             return
-        if content.get("evaluation") != self.key:
+        if content.get("evaluation") != self.key or "stamps" not in content:  # without them an older version wrote it
             return
         parts = content["counts"].split(content["lengths"].tolist(), 1)
         for image, stamp, part in zip(content["images"].tolist(), content["stamps"], parts, strict=True):

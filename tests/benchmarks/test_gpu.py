@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,15 @@ def test_a_quick_run_is_not_a_whole_one(tmp_path: Path) -> None:
         assert (tmp_path / "a").read_text() == "x" * runs
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def interrupts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """SIGINT as it is for what a shell starts in its foreground, and in its background."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_a_part_out_of_time_may_still_write(tmp_path: Path) -> None:
     code = f"""
 import subprocess, sys, time

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from psp_fast.checkpoints import save_checkpoint
+from psp_fast.checkpoints import read_checkpoint, save_checkpoint
 from psp_fast.cli import main
 from psp_fast.configs import DataConfig
 from psp_fast.data.scenes import CLASSES
@@ -137,7 +137,11 @@ def damaged(config, dataset, model):
     return config, dataset
 
 
-@pytest.mark.parametrize("change", [other_weights, other_configuration, other_samples, damaged])
+def older(config, dataset, model):
+    return config, dataset
+
+
+@pytest.mark.parametrize("change", [other_weights, other_configuration, other_samples, damaged, older])
 def test_starts_anew(tmp_path, capsys, change):
     result, file = tmp_path / "evaluation.json", tmp_path / "evaluation.measured.0"
     evaluated_until(3, result)
@@ -145,6 +149,8 @@ def test_starts_anew(tmp_path, capsys, change):
     config, dataset = change(config, dataset, model)
     if change is damaged:
         file.write_bytes(file.read_bytes()[:-100])
+    if change is older:
+        save_checkpoint({k: v for k, v in read_checkpoint(file).items() if k != "stamps"}, file)
     watched = Watched(dataset)
     found = evaluate(model, watched, config, ONE, result)
     assert watched.read == list(range(len(dataset)))
