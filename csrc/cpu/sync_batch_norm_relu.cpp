@@ -63,7 +63,8 @@ void put(const BatchNormArgs& args, int64_t channel, double mean, double deviati
 
 template <class T>
 void statistics_planes(const BatchNormArgs& args) {
-#pragma omp parallel for num_threads(args.threads) schedule(dynamic)
+  [[maybe_unused]] const int64_t share = share_of(args, args.c);
+#pragma omp parallel for num_threads(args.threads) schedule(dynamic, share)
   for (int64_t channel = 0; channel < args.c; ++channel) {
     const Moments all = plane_statistics<T>(args, channel);
     put<typename Accumulator<T>::type>(args, channel, all.mean, all.deviations);
@@ -255,7 +256,8 @@ template <bool relu, class T>
 void forward_planes(const BatchNormArgs& args) {
   using A = typename Accumulator<T>::type;
   const bool streamed = streams(args, args.y);
-#pragma omp parallel for num_threads(args.threads) schedule(dynamic)
+  [[maybe_unused]] const int64_t share = share_of(args, args.c);
+#pragma omp parallel for num_threads(args.threads) schedule(dynamic, share)
   for (int64_t c = 0; c < args.c; ++c) {
     const Moments all = plane_statistics<T>(args, c);
     keep<A>(args, c, all.mean, all.deviations);

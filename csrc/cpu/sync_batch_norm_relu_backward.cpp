@@ -200,7 +200,8 @@ struct Backward {
   static void sums(const BatchNormArgs& args) {
     const Parameters<A> p(args);
     if (args.channels_last) return sums_channels_last<mask, T>(args, p);
-#pragma omp parallel for num_threads(args.threads) schedule(dynamic)
+    [[maybe_unused]] const int64_t share = share_of(args, args.c);
+#pragma omp parallel for num_threads(args.threads) schedule(dynamic, share)
     for (int64_t c = 0; c < args.c; ++c) plane_sums<mask, T>(args, p, c);
   }
 
@@ -230,7 +231,8 @@ struct Backward {
       return input_from<false>(args, p);
     }
     const bool streamed = streams_gradients(args);
-#pragma omp parallel for num_threads(args.threads) schedule(dynamic)
+    [[maybe_unused]] const int64_t share = share_of(args, args.c);
+#pragma omp parallel for num_threads(args.threads) schedule(dynamic, share)
     for (int64_t c = args.c - 1; c >= 0; --c) {
       plane_sums<mask, T>(args, p, c);
       p.set(args, c);

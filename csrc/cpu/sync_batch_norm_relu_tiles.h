@@ -98,11 +98,14 @@ template <class Span>
   return (span.at + offset) / kLanes;
 }
 
+// How many of so many planes or channels a thread takes at a time: neighbours, so that what is fetched ahead is its own.
+inline int64_t share_of(const BatchNormArgs& args, int64_t count) { return count / (8 * args.threads) + 1; }
+
 // Calls f(plane, channel) for all planes.
 template <class F>
 void for_planes(const BatchNormArgs& args, F f) {
   const int64_t planes = args.n * args.c;
-  [[maybe_unused]] const int64_t share = planes / (8 * args.threads) + 1;
+  [[maybe_unused]] const int64_t share = share_of(args, planes);
 #pragma omp parallel for num_threads(args.threads) schedule(dynamic, share)
   for (int64_t plane = 0; plane < planes; ++plane) {
     f(plane, plane % args.c);
