@@ -130,13 +130,13 @@ def unobserved(*tensors: Tensor | None) -> bool:
         and _get_current_dispatch_mode() is None
         and _get_current_function_mode() is None
         and not torch.autograd._profiler_enabled()
-        and all(tensor is None or _is_plain(tensor) for tensor in tensors)
+        and all(map(_is_plain, tensors))
     )
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def _is_plain(tensor: Tensor | None) -> bool:
     """Whether the tensor's memory holds its values, as the dispatcher would have seen to."""
-    return (
+    return tensor is None or (
         type(tensor) in (Tensor, torch.nn.Parameter)
         and torch._C._has_storage(tensor)
         and not tensor.is_neg()

@@ -23,14 +23,15 @@ def first_order(op: str) -> Callable[[Backward], Backward]:
     def decorate(backward: Backward) -> Backward:
         @functools.wraps(backward)
         def checked(ctx: Any, *grads: Tensor) -> Gradients:
-            # Without create_graph nothing can be derived; compiled graphs refuse it themselves.
-            derivable = not torch.compiler.is_compiling() and torch.is_grad_enabled()
-            saved = ctx.saved_tensors if derivable else ()  # before backward, which may let go of them
+            if not torch.is_grad_enabled():  # without create_graph nothing can be derived
+                return backward(ctx, *grads)
+            if torch.compiler.is_compiling():  # compiled graphs refuse it themselves
+                with torch.no_grad():
+                    return backward(ctx, *grads)
+            saved = ctx.saved_tensors  # before backward, which may let go of them
             causes = [t for t in (*saved, *grads) if isinstance(t, Tensor) and t.requires_grad]
             with torch.no_grad():
                 results = backward(ctx, *grads)
-            if not derivable:
-                return results
             known = [t for t in results if isinstance(t, Tensor)]
             refusing = iter(_Refusal.apply(op, len(known), *known, *causes))
             return tuple(next(refusing) if isinstance(t, Tensor) else t for t in results)

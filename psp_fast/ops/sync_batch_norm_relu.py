@@ -56,7 +56,8 @@ def sync_batch_norm_relu(
     """
     _check(x, weight, bias, running_mean, running_var, training, eps, residual)
     group = process_group if training and ranks(process_group) > 1 else None
-    if backend.choose(OP, x) == "reference":
+    implementation = backend.choose(OP, x)
+    if implementation == "reference":
         return reference.sync_batch_norm_relu(
             x,
             weight,
@@ -74,7 +75,7 @@ def sync_batch_norm_relu(
     mean = invstd = None
     if training:
         _check_count(x, group)
-        if group is None and _in_one_call(x, running_mean, running_var):
+        if group is None and implementation != "triton" and _updatable(x, running_mean, running_var):
             count = x.numel() // x.shape[1]
         else:
             mean, invstd, count = batch_statistics(x, running_mean, running_var, momentum, eps, group)
@@ -87,11 +88,10 @@ def sync_batch_norm_relu(
     return _BatchNormRelu.apply(x, weight, bias, residual, mean, invstd, count, relu, group, *updated, momentum, eps)
 
 
-def _in_one_call(x: Tensor, *running: Tensor | None) -> bool:
-    """Whether `batch_norm_forward` can train on x, rather than one op for the statistics and one that applies them."""
+def _updatable(x: Tensor, *running: Tensor | None) -> bool:
+    """Whether a C++ kernel can train on x and update the running statistics in one call."""
     kept = statistics_dtype(x)
-    updatable = all(value is None or (value.dtype == kept and value.is_contiguous()) for value in running)
-    return updatable and x.numel() > 0 and backend.choose(OP, x) in ("csrc/cpu", "csrc/cuda")
+    return x.numel() > 0 and all(value is None or (value.dtype == kept and value.is_contiguous()) for value in running)
 
 
 def batch_norm_relu_of_statistics(

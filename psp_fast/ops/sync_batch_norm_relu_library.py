@@ -218,27 +218,26 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def _dense(x: Tensor, layout: torch.memory_format, **arrays: Tensor | None) -> dict[str, Tensor]:
-    """x and the arrays that are not None: maps in x's type and the layout, the others in the type of statistics."""
-    given = {"x": x, **{name: array for name, array in arrays.items() if array is not None}}
-    return {name: _dense_array(name, array, x, layout) for name, array in given.items()}
+    """x and the arrays that are not None: maps in x's type and the layout, the others in the type of statistics.
 
-
-def _dense_array(name: str, array: Tensor, x: Tensor, layout: torch.memory_format) -> Tensor:
-    """The array itself where it is as it should be: each call that copies nothing still takes a microsecond."""
-    maps = array.dim() == 4
-    shapes: list[tuple[int, ...]]
-    if name == "mask":
-        shapes, dtype = [_mask_shape(x, layout == torch.channels_last)], torch.int16
-    elif maps:
-        shapes, dtype = [x.shape], x.dtype
-    else:
-        shapes, dtype = [(x.shape[1],), (2, x.shape[1])], statistics_dtype(x)
-    if array.shape not in shapes:
-        raise ValueError(f"{OP}: {name} of shape {tuple(array.shape)} does not fit x of shape {tuple(x.shape)}")
-    wanted = layout if maps else torch.contiguous_format
-    if array.dtype == dtype and array.is_contiguous(memory_format=wanted):
-        return array
-    return in_type(array, dtype).contiguous(memory_format=wanted)
+    An array that is so already is not touched: each call that copies nothing still takes a microsecond.
+    """
+    shape, kept = x.shape, statistics_dtype(x)
+    vectors, given = ((shape[1],), (2, shape[1])), {}
+    for name, array in {"x": x, **arrays}.items():
+        if array is None:
+            continue
+        fits, dtype, wanted = array.shape in vectors, kept, torch.contiguous_format
+        if array.dim() == 4:
+            fits, dtype, wanted = array.shape == shape, x.dtype, layout
+        elif name == "mask":
+            fits, dtype = array.shape == _mask_shape(x, layout == torch.channels_last), torch.int16
+        if not fits:
+            raise ValueError(f"{OP}: {name} of shape {tuple(array.shape)} does not fit x of shape {tuple(shape)}")
+        if array.dtype != dtype or not array.is_contiguous(memory_format=wanted):
+            array = in_type(array, dtype).contiguous(memory_format=wanted)
+        given[name] = array
+    return given
 
 
 def _run(
