@@ -17,6 +17,7 @@ from psp_fast.files import write_text
 
 DOCS = Path("docs")
 _DEVICES = {"CPU": "suite_cpu", "GPU": "suite_gpu"}
+_TABLE = "cpu_table"
 
 _PAGE = """# Performance
 
@@ -30,6 +31,8 @@ python -m benchmarks.cpu_table --out docs/results/cpu_table.json
 python -m benchmarks.report
 ```
 
+Where several machines were measured their files are named `suite_cpu_MACHINE.json`, `suite_gpu_MACHINE.json` and
+`cpu_table_MACHINE.json`.
 Without `--minutes` the suite ends within ten minutes: rows for which no time is left are skipped, by name.
 `python -m benchmarks.compare OLD.json NEW.json` says what became slower between two results files, and
 `python -m benchmarks.compare --against COMMIT` whether the present tree is slower than a commit.
@@ -56,14 +59,20 @@ What GPUs' data sheets let one expect is in [predictions.md](predictions.md).
 {sections}
 """
 
-_SUITE = """## {device}
+_SUITE = """## {title}
 
-{machine}; commit {commit}. Copying {gigabytes:.3g} GB/s, multiplying {gigaflops:.4g} GFLOP/s. Compared with: {peers}.
+From `docs/results/{stem}.json`: {machine}; commit {commit}.
+Copying {gigabytes:.3g} GB/s, multiplying {gigaflops:.4g} GFLOP/s. Compared with: {peers}.
 """
 
-_CPU_TABLE = """## The CPU kernels against eager PyTorch
+_NOTHING = """## {0}
 
-From `docs/results/cpu_table.json`: fp32; {machine}; commit {commit}. Eager is plain PyTorch in the faster of the two
+Nothing was measured on a {0} with the suite: there is no `docs/results/{1}.json`.
+"""
+
+_CPU_TABLE = """## {title}
+
+From `docs/results/{stem}.json`: fp32; {machine}; commit {commit}. Eager is plain PyTorch in the faster of the two
 layouts. Where the target is a limit (<=), the ratio is psp_fast's over the other's.
 """
 
@@ -71,41 +80,55 @@ layouts. Where the target is a limit (<=), the ratio is psp_fast's over the othe
 def write(docs: Path) -> None:
     """Write performance.md and the pictures that it shows."""
     write_text(docs / "performance.md", page(docs))
-    for device, stem in _DEVICES.items():
-        for picture, (_, draw) in _pictures(_read(docs, stem), device).items():
-            draw(docs / "results" / picture)
-    peaks = _cpu_table_peaks(_read_cpu_table(docs))
-    if peaks:
-        plots.draw_memory(peaks, docs / "results" / "performance_memory.png")
+    for device in _DEVICES.values():
+        for path in _files(docs, device):
+            for picture, (_, draw) in _pictures(read(path), path.stem).items():
+                draw(docs / "results" / picture)
+    for path in _files(docs, _TABLE):
+        peaks = _cpu_table_peaks(_read_cpu_table(path))
+        if peaks:
+            plots.draw_memory(peaks, docs / "results" / _picture(path.stem, "memory"))
 
 
 def page(docs: Path) -> str:
     """The text of performance.md."""
-    sections = [_suite_section(_read(docs, stem), device) for device, stem in _DEVICES.items()]
-    sections.append(_cpu_table_section(_read_cpu_table(docs)))
+    sections = []
+    for device, stem in _DEVICES.items():
+        found = _files(docs, stem)
+        sections += [_suite_section(read(path), device, path.stem) for path in found] or [_NOTHING.format(device, stem)]
+    sections += [_cpu_table_section(_read_cpu_table(path), path.stem) for path in _files(docs, _TABLE)]
     return _PAGE.format(sections="\n".join(sections).strip())
 
 
-def _read(docs: Path, stem: str) -> dict[str, Any] | None:
-    path = docs / "results" / f"{stem}.json"
-    return read(path) if path.exists() else None
+def _files(docs: Path, stem: str) -> list[Path]:
+    """The results files stem.json and stem_MACHINE.json."""
+    return sorted(
+        path for path in (docs / "results").glob(f"{stem}*.json") if path.stem.split("_")[:2] == stem.split("_")
+    )
 
 
-def _read_cpu_table(docs: Path) -> dict[str, Any] | None:
-    path = docs / "results" / "cpu_table.json"
+def _title(text: str, stem: str) -> str:
+    """The text, and the machine that a results file is named after."""
+    return ", ".join([text, *stem.split("_")[2:]])
+
+
+def _picture(stem: str, what: str) -> str:
+    """The name of a results file's picture."""
+    return f"performance_{stem.removeprefix('suite_')}_{what}.png"
+
+
+def _read_cpu_table(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PspFastError(f"{path}: damaged ({error}); run `python -m benchmarks.cpu_table --out {path}`") from error
 
 
-def _suite_section(content: dict[str, Any] | None, device: str) -> str:
-    if content is None:
-        file = f"`docs/results/{_DEVICES[device]}.json`"
-        return f"## {device}\n\nNothing was measured on a {device} with the suite: there is no {file}.\n"
+def _suite_section(content: dict[str, Any], device: str, stem: str) -> str:
     rows, ceilings = content["rows"], content["ceilings"]
     text = _SUITE.format(
-        device=device,
+        title=_title(device, stem),
+        stem=stem,
         machine=_machine(content),
         commit=content["environment"]["commit"][:10],
         gigabytes=ceilings["bytes_per_second"] / 1e9,
@@ -113,7 +136,7 @@ def _suite_section(content: dict[str, Any] | None, device: str) -> str:
         peers=", ".join(dict.fromkeys(peer for row in rows for peer in row["seconds"] if peer != OURS)),
     )
     pictures = [
-        f"{caption}:\n\n![{caption}](results/{file})\n" for file, (caption, _) in _pictures(content, device).items()
+        f"{caption}:\n\n![{caption}](results/{file})\n" for file, (caption, _) in _pictures(content, stem).items()
     ]
     return "\n".join(filter(None, [text, _models(rows), _ops(rows), *pictures]))
 
@@ -126,10 +149,8 @@ def _machine(content: dict[str, Any]) -> str:
     return f"{'; '.join(processors)}; torch {environment['torch']}, Python {environment['python']}"
 
 
-def _pictures(content: dict[str, Any] | None, device: str) -> dict[str, tuple[str, Callable[[Path], None]]]:
+def _pictures(content: dict[str, Any], stem: str) -> dict[str, tuple[str, Callable[[Path], None]]]:
     """File: (caption, what draws it) for each picture that a results file has rows for."""
-    if content is None:
-        return {}
     rows, ceilings = content["rows"], content["ceilings"]
     copied, multiplied = ceilings["bytes_per_second"], ceilings["flops_per_second"]
     main = plots.of_main_input(rows)
@@ -167,11 +188,7 @@ def _pictures(content: dict[str, Any] | None, device: str) -> dict[str, tuple[st
             lambda path: plots.draw_memory(peaks, path),
         ),
     }
-    return {
-        f"performance_{device.lower()}_{stem}.png": (caption, draw)
-        for stem, (data, caption, draw) in pictures.items()
-        if data
-    }
+    return {_picture(stem, what): (caption, draw) for what, (data, caption, draw) in pictures.items() if data}
 
 
 def _with_several_inputs(rows: list[Row]) -> list[Row]:
@@ -258,10 +275,13 @@ def _table(heading: str, heads: list[str], lines: list[list[str]]) -> str:
     return f"{heading}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def _cpu_table_section(content: dict[str, Any] | None) -> str:
-    if content is None:
-        return ""
-    text = _CPU_TABLE.format(machine=_machine(content), commit=content["environment"]["commit"][:10])
+def _cpu_table_section(content: dict[str, Any], stem: str) -> str:
+    text = _CPU_TABLE.format(
+        title=_title("The CPU kernels against eager PyTorch", stem),
+        stem=stem,
+        machine=_machine(content),
+        commit=content["environment"]["commit"][:10],
+    )
     speeds = [_speed(row) for row in content["rows"] if "seconds" in row]
     peaks = [_peak(row) for row in content["rows"] if "bytes" in row]
     wrong = [f"{row['name']}: wrong numbers, no speed.\n" for row in content["rows"] if "error" in row]
@@ -270,14 +290,14 @@ def _cpu_table_section(content: dict[str, Any] | None) -> str:
         _table("### Time", ["", "psp_fast, ms", "other, ms", "ratio (quartiles)", "target"], speeds),
         *wrong,
         _table("### Peak memory", ["", "psp_fast", "eager", "ratio", "target"], peaks),
-        "![Peak memory](results/performance_memory.png)\n" if peaks else "",
+        f"![Peak memory](results/{_picture(stem, 'memory')})\n" if peaks else "",
     ]
     return "\n".join(filter(None, parts))
 
 
-def _cpu_table_peaks(content: dict[str, Any] | None) -> dict[str, tuple[float, float]]:
+def _cpu_table_peaks(content: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """Bytes of psp_fast and of eager by name."""
-    rows = [row for row in content["rows"] if "bytes" in row] if content else []
+    rows = [row for row in content["rows"] if "bytes" in row]
     return {row["name"]: (row["bytes"]["auto"], row["bytes"]["reference"]) for row in rows}
 
 

@@ -78,7 +78,7 @@ def test_page_has_every_row(tmp_path: Path) -> None:
 def test_pictures_are_written_and_shown(tmp_path: Path) -> None:
     page = write(tmp_path, suite_cpu=full_run(), cpu_table=CPU_TABLE)
     written = sorted(path.name for path in (tmp_path / "results").glob("*.png"))
-    stems = ["cpu_memory", "cpu_ratios", "cpu_roofline", "cpu_scaling", "cpu_shares", "memory"]
+    stems = ["cpu_memory", "cpu_ratios", "cpu_roofline", "cpu_scaling", "cpu_shares", "cpu_table_memory"]
     assert written == [f"performance_{stem}.png" for stem in stems]
     assert page.count("![") == len(written)
     for name in written:
@@ -100,9 +100,27 @@ def test_gpu_has_its_own_section(tmp_path: Path) -> None:
     content = results(op(device="cuda", dtype="bfloat16"), **{"GPU 0": "NVIDIA H200, sm_90"})
     page = write(tmp_path, suite_gpu=content)
     section = page.split("## GPU\n")[1]
-    assert section.lstrip().startswith("NVIDIA H200, sm_90; AMD EPYC, 2 threads;") and "| bfloat16 |" in section
+    assert (
+        "`docs/results/suite_gpu.json`: NVIDIA H200, sm_90; AMD EPYC, 2 threads;" in section
+        and "| bfloat16 |" in section
+    )
     assert "Nothing was measured on a CPU with the suite" in page and "Nothing was measured on a GPU" not in page
     assert "### Models" not in page and "roofline.png" not in page and "scaling.png" not in page
+
+
+def test_machines_have_sections_and_pictures_of_their_own(tmp_path: Path) -> None:
+    other = CPU_TABLE | {"environment": CPU_TABLE["environment"] | {"CPU": "Intel Xeon"}}
+    content = results(op(), CPU="Intel Xeon")
+    files = {"suite_cpu_epyc": results(op(ratio=3.0)), "cpu_table_epyc": CPU_TABLE}
+    page = write(tmp_path, **files, suite_cpu_xeon=content, cpu_table_xeon=other)
+    sections = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
+    table = "The CPU kernels against eager PyTorch"
+    assert list(sections) == ["CPU, epyc", "CPU, xeon", "GPU", f"{table}, epyc", f"{table}, xeon"]
+    for machine, processor, ratio in (("epyc", "AMD EPYC", "3.00"), ("xeon", "Intel Xeon", "2.00")):
+        suite, cpu_table = sections[f"CPU, {machine}"], sections[f"{table}, {machine}"]
+        assert processor in suite and processor in cpu_table and f"| {ratio} (" in suite
+        assert f"results/performance_cpu_{machine}_ratios.png" in suite
+        assert f"results/performance_cpu_table_{machine}_memory.png" in cpu_table
 
 
 def test_what_scales_with_what() -> None:
