@@ -28,6 +28,13 @@ inline DType dtype_named(const std::string& name) {
   throw std::invalid_argument("no kernel for " + name);
 }
 
+// Of maps on the CPU, where float16 has no kernels.
+inline DType cpu_dtype_named(const std::string& name) {
+  const DType dtype = dtype_named(name);
+  if (dtype == DType::kFloat16) throw std::invalid_argument("no CPU kernel for " + name + ": convert it to float32");
+  return dtype;
+}
+
 template <class T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);

@@ -16,8 +16,8 @@ void forward_cpu(const std::string& dtype, const std::string& weight_dtype, bool
                  uintptr_t map, const Sizes& map_strides, const std::vector<Level>& levels, uintptr_t weight,
                  const Sizes& weight_strides, uintptr_t statistics, int threads) {
   const std::vector<PyramidLevel> pyramid = pyramid_levels(levels);
-  const PyramidConvArgs args{dtype_named(dtype),
-                             dtype_named(weight_dtype),
+  const PyramidConvArgs args{cpu_dtype_named(dtype),
+                             cpu_dtype_named(weight_dtype),
                              align_corners,
                              sizes[0],
                              sizes[1],
@@ -38,8 +38,8 @@ void backward_cpu(const std::string& dtype, const std::string& weight_dtype, boo
                   const Sizes& weight_strides, const std::vector<Level>& gradients, uintptr_t weight_gradient,
                   const Sizes& weight_gradient_strides, int threads) {
   const std::vector<PyramidLevel> pyramid = pyramid_levels(levels), outputs = pyramid_levels(gradients);
-  const PyramidConvArgs args{dtype_named(dtype),
-                             dtype_named(weight_dtype),
+  const PyramidConvArgs args{cpu_dtype_named(dtype),
+                             cpu_dtype_named(weight_dtype),
                              align_corners,
                              sizes[0],
                              sizes[1],

@@ -27,8 +27,8 @@ void run_cpu(const std::string& dtype, bool max, bool channels_last, uintptr_t m
   const std::vector<void*> level_pointers = pointers<void>(levels);
   const std::vector<int32_t*> index_pointers = pointers<int32_t>(indices);
   const int64_t elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
-  kernel({dtype_named(dtype), max, channels_last, sizes[0], sizes[1], strides[0], strides[1], strides[2], strides[3],
-          plan.here(), pointer<void>(map), level_pointers.data(), index_pointers.data(),
+  kernel({cpu_dtype_named(dtype), max, channels_last, sizes[0], sizes[1], strides[0], strides[1], strides[2],
+          strides[3], plan.here(), pointer<void>(map), level_pointers.data(), index_pointers.data(),
           useful_threads(elements, threads)});
 }
 

@@ -40,7 +40,7 @@ void run_cpu(const std::string& dtype, bool channels_last, bool relu, const std:
              uintptr_t x, uintptr_t dy, uintptr_t residual, uintptr_t y, uintptr_t mask, uintptr_t dx, uintptr_t g,
              uintptr_t mean, uintptr_t invstd, uintptr_t weight, uintptr_t bias, uintptr_t stats, uintptr_t sums,
              uintptr_t means, uintptr_t running_mean, uintptr_t running_var, double momentum, double eps) {
-  kernel({dtype_named(dtype),
+  kernel({cpu_dtype_named(dtype),
           channels_last,
           relu,
           sizes[0],

@@ -8,7 +8,7 @@ namespace {
 
 void run_cpu(const std::string& dtype, uintptr_t logits, const Sizes& sizes, const Sizes& strides,
              const std::array<int64_t, 2>& size, bool align_corners, uintptr_t labels, int threads) {
-  const UpsampleMap map{dtype_named(dtype),
+  const UpsampleMap map{cpu_dtype_named(dtype),
                         pointer<void>(logits),
                         sizes[0],
                         sizes[1],

@@ -21,7 +21,7 @@ void run(const std::string& dtype, bool channels_last, bool align_corners, const
          int threads) {
   const std::vector<PyramidLevel> pyramid = pyramid_levels(levels);
   const int64_t elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
-  kernel({dtype_named(dtype),
+  kernel({cpu_dtype_named(dtype),
           channels_last,
           align_corners,
           sizes[0],

@@ -8,7 +8,7 @@ namespace {
 
 UpsampleMap map_of(const std::string& dtype, uintptr_t logits, const Sizes& sizes, const Sizes& strides,
                    const std::array<int64_t, 2>& size, bool align_corners) {
-  return {dtype_named(dtype),
+  return {cpu_dtype_named(dtype),
           pointer<void>(logits),
           sizes[0],
           sizes[1],

@@ -118,6 +118,21 @@ def choose(op: str, x: Tensor, dtype: torch.dtype | None = None) -> str:
     return "reference"
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type in which x's convolutions run: x's own, or autocast's."""
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else x.dtype
+
+
+def runs_triton(op: str, x: Tensor) -> bool:
+    """Whether an op whose only CUDA kernels are Triton's runs them on x.
+
+    On CUDA tensors always: backward may come within `use("reference")` when forward did not.
+    """
+    return x.is_cuda or choose(op, x) == "triton"
+
+
 def unobserved(*tensors: Tensor | None) -> bool:
     """Whether nothing traces, counts or transforms ops on these, so that a kernel may be called without the dispatcher.
 

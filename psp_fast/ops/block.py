@@ -80,16 +80,9 @@ class Layer(NamedTuple):
         return batch_norm_backward(dy, z, y, *parameters, relu=relu, residual=residual, process_group=self.group)
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type in which x's convolutions run: x's own, or autocast's."""
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if autocast else x.dtype
-
-
 def runs_block(x: Tensor) -> bool:
     """Whether there are kernels for x, in the type that autocast gives it."""
-    return backend.choose("sync_batch_norm_relu", x, compute_dtype(x)) != "reference"
+    return backend.choose("sync_batch_norm_relu", x, backend.compute_dtype(x)) != "reference"
 
 
 TENSORS = 4

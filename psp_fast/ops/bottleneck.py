@@ -26,7 +26,6 @@ from psp_fast.ops.block import (
     Layers,
     affine_gradients,
     check_tensor,
-    compute_dtype,
     convolve,
     convolve_backward,
     restore,
@@ -61,7 +60,7 @@ def bottleneck(
         (N, O, H', W') in x's type, or in autocast's.
     """
     _check(x, weights, norms, stride)
-    dtype = compute_dtype(x)
+    dtype = backend.compute_dtype(x)
     options = ([norm.eps for norm in norms], [norm.process_group for norm in norms], stride, dilation, recompute)
     with torch.autocast(x.device.type, enabled=False):
         tensors = [tensor for norm in norms for tensor in tensors_of(norm, dtype)]

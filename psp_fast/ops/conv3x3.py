@@ -15,7 +15,6 @@ from psp_fast.ops import backend, reference
 from psp_fast.ops.derivatives import first_order
 
 _OP = "conv3x3"
-_DEVICES = ("cpu", "cuda")
 backend.register(_OP, "cpu", backend.Kernel("csrc/cpu", (torch.float32,), backend.missing_native))
 
 
@@ -45,12 +44,7 @@ def conv3x3(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 
 def conv3x3_affine_relu(x: Tensor, weight: Tensor, dilation: int, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
     """relu(scale * conv3x3(x) + shift), scale and shift (O,): a convolution and a frozen batch norm; no gradient."""
-    _check(x, weight, dilation)
-    for name, vector in (("scale", scale), ("shift", shift)):
-        if vector.shape != weight.shape[:1]:
-            raise ValueError(
-                f"{_OP}: {name} must have one value for each of {weight.shape[0]} outputs, not {tuple(vector.shape)}"
-            )
+    _check(x, weight, dilation, scale, shift)
     if uses_winograd(x, weight, dilation):
         return torch.ops.psp_fast.conv3x3(x, weight, dilation, scale, shift, relu)
     y = reference.conv3x3(x, weight, dilation)
@@ -93,7 +87,7 @@ def convolution_backward(
     return dx if mask[0] else None, dweight if mask[1] else None
 
 
-def _check(x: Tensor, weight: Tensor, dilation: int) -> None:
+def _check(x: Tensor, weight: Tensor, dilation: int, *vectors: Tensor | None) -> None:
     for name, value in (("x", x), ("weight", weight)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{_OP}: {name} must be a tensor, not {type(value).__name__}")
@@ -109,6 +103,26 @@ def _check(x: Tensor, weight: Tensor, dilation: int) -> None:
         raise ValueError(f"{_OP}: weight must be on x's device, {x.device}, not on {weight.device}")
     if dilation < 1:
         raise ValueError(f"{_OP}: dilation must be at least 1, not {dilation}")
+    for name, vector in zip(("scale", "shift"), vectors, strict=False):
+        if vector is not None and vector.shape != weight.shape[:1]:
+            raise ValueError(
+                f"{_OP}: {name} must have one value for each of {weight.shape[0]} outputs, not {tuple(vector.shape)}"
+            )
+
+
+def _check_native(x: Tensor, weight: Tensor, dilation: int, *vectors: Tensor | None) -> None:
+    """As `_check`, and what only the kernels need; they read past the end of anything else."""
+    _check(x, weight, dilation, *vectors)
+    if x.dtype != torch.float32 or weight.dtype != torch.float32:
+        raise TypeError(f"{_OP}: the CPU kernels take float32, not x of {x.dtype} with weight of {weight.dtype}")
+
+
+def _gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """dy, checked to be a gradient of the result."""
+    size = (x.shape[0], weight.shape[0], *x.shape[2:])
+    if dy.shape != size or dy.dtype != x.dtype:
+        raise ValueError(f"{_OP}: dy must be {size} of {x.dtype}, not {tuple(dy.shape)} of {dy.dtype}")
+    return dy
 
 
 class _Conv3x3(torch.autograd.Function):
@@ -139,7 +153,9 @@ torch.library.define(
 def _forward(
     x: Tensor, weight: Tensor, dilation: int, scale: Tensor | None, shift: Tensor | None, relu: bool
 ) -> Tensor:
-    y = torch.empty((x.shape[0], weight.shape[0], *x.shape[2:]), memory_format=torch.channels_last)
+    _check_native(x, weight, dilation, scale, shift)
+    size = (x.shape[0], weight.shape[0], *x.shape[2:])
+    y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     scale, shift = (None if vector is None else vector.float().contiguous() for vector in (scale, shift))
     _run("forward", dilation, _channels_last(x), y, weight.data_ptr(), weight.stride(), scale, shift, relu)
     return y.contiguous(memory_format=_output_format(x, weight))
@@ -152,13 +168,14 @@ def _empty_output(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 
 
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, dilation: int, mask: Sequence[bool]) -> tuple[Tensor, Tensor]:
+    _check_native(x, weight, dilation)
     dx, dweight = _empty_gradients(dy, x, weight, dilation, mask)
-    dy = _channels_last(dy)
+    dy = _channels_last(_gradient(dy, x, weight))
     if mask[0]:
         # The gradient of x is the convolution of dy with the weight turned by 180 degrees, its channels swapped.
         out, into, down, right = weight.stride()
         last = weight.data_ptr() + 2 * (down + right) * weight.element_size()
-        dense = torch.empty(x.shape, memory_format=torch.channels_last)
+        dense = torch.empty_like(x, memory_format=torch.channels_last)
         _run("forward", dilation, dy, dense, last, (into, out, -down, -right))
         dx = dense.contiguous(memory_format=_format(x))
     if mask[1]:
@@ -225,5 +242,5 @@ def _output_format(x: Tensor, weight: Tensor) -> torch.memory_format:
     return torch.channels_last if torch.channels_last in (_format(x), _format(weight)) else torch.contiguous_format
 
 
-torch.library.impl("psp_fast::conv3x3", _DEVICES, _forward)
-torch.library.impl("psp_fast::conv3x3_backward", _DEVICES, _backward)
+torch.library.impl("psp_fast::conv3x3", "cpu", _forward)
+torch.library.impl("psp_fast::conv3x3_backward", "cpu", _backward)

@@ -241,7 +241,7 @@ def _run_forward(
     if out.numel() == 0:
         if statistics is not None:
             statistics.zero_()
-    elif backend.choose("pyramid_conv3x3", out) == "triton":
+    elif backend.runs_triton("pyramid_conv3x3", out):
         _kernels().forward(out, levels, weight, statistics, align_corners)
     else:
         backend.native().pyramid_conv3x3_forward_cpu(
@@ -263,7 +263,7 @@ def _run_backward(
     if dy.numel() == 0:
         for gradient in (*dlevels, *([] if dweight is None else [dweight])):
             gradient.zero_()
-    elif backend.choose("pyramid_conv3x3", dy) == "triton":
+    elif backend.runs_triton("pyramid_conv3x3", dy):
         _kernels().backward(dy, levels, weight, dlevels, dweight, align_corners)
     else:
         backend.native().pyramid_conv3x3_backward_cpu(

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from psp_fast.ops import backend
 from psp_fast.ops.block import (
     TENSORS,
     BatchNorm,
     Layers,
     affine_gradients,
     check_tensor,
-    compute_dtype,
     convolve,
     convolve_backward,
     restore,
@@ -53,7 +53,7 @@ def stem(x: Tensor, weights: Sequence[Tensor], norms: Sequence[BatchNorm], strid
             raise ValueError(f"{_OP}: the weight of conv{i} must be for {channels} channels, not {weight.shape[1]}")
         channels = weight.shape[0]
         norm.check(_OP, f"bn{i}", channels, x.device)
-    dtype = compute_dtype(x)
+    dtype = backend.compute_dtype(x)
     options = [norm.eps for norm in norms], [norm.process_group for norm in norms], strides
     with torch.autocast(x.device.type, enabled=False):
         tensors = [tensor for norm in norms for tensor in tensors_of(norm, dtype)]

@@ -49,7 +49,7 @@ torch.library.define("psp_fast::upsample_argmax", "(Tensor logits, SymInt[2] siz
 def _forward(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     labels = _empty_labels(logits, size, align_corners)
     logits = dense(logits)
-    if backend.choose("upsample_argmax", logits) == "triton":
+    if backend.runs_triton("upsample_argmax", logits):
         from psp_fast.kernels import upsample_argmax as kernels
 
         kernels.launch(logits, labels, align_corners)

@@ -89,10 +89,11 @@ torch.library.define(
 
 
 def _forward(x: Tensor, pyramid: Sequence[Tensor], align_corners: bool) -> Tensor:
+    checked_pyramid("upsample_concat", x, pyramid)
     out = _empty_output(x, pyramid, align_corners)
     channels_last = is_channels_last(x)
     levels = [level.contiguous(memory_format=memory_format(channels_last)) for level in pyramid]
-    if backend.choose("upsample_concat", x) == "triton":
+    if backend.runs_triton("upsample_concat", x):
         _kernels().forward(x, levels, out, align_corners)
     else:
         _run_cpu("forward", x.shape, _with_dense_lines(x, channels_last), out, channels_last, levels, align_corners)
@@ -110,7 +111,7 @@ def _empty_output(x: Tensor, pyramid: Sequence[Tensor], align_corners: bool) -> 
 def _backward(dy: Tensor, channels: int, sizes: Sequence[int], align_corners: bool) -> list[Tensor]:
     gradients = _empty_gradients(dy, channels, sizes, align_corners)
     channels_last = is_channels_last(dy)
-    if backend.choose("upsample_concat", dy) == "triton":
+    if backend.runs_triton("upsample_concat", dy):
         _kernels().backward(dy, channels, gradients, align_corners)
     else:
         x_shape = (dy.shape[0], channels, *dy.shape[2:])

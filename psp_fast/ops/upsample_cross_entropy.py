@@ -203,7 +203,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outputs = _empty_outputs(logits, target, weight, ignore_index, label_smoothing, align_corners, reduction)
     logits, target, weight = dense(logits), target.contiguous(), _class_weight(weight, logits)
-    if backend.choose("upsample_cross_entropy", logits) == "triton":
+    if backend.runs_triton("upsample_cross_entropy", logits):
         from psp_fast.kernels import upsample_cross_entropy as kernels
 
         kernels.forward(logits, target, weight, ignore_index, label_smoothing, align_corners, reduction, *outputs)
@@ -290,7 +290,7 @@ def _backward(
 ) -> Tensor:
     dlogits = _empty_gradient(grad, logits, target, weight, lse, divisor, ignore_index, label_smoothing, align_corners)
     logits, target, weight, grad = dense(logits), target.contiguous(), _class_weight(weight, logits), grad.contiguous()
-    if backend.choose("upsample_cross_entropy", logits) == "triton":
+    if backend.runs_triton("upsample_cross_entropy", logits):
         from psp_fast.kernels import upsample_cross_entropy as kernels
 
         kernels.backward(

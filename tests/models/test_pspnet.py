@@ -351,3 +351,16 @@ def test_other_activations_and_their_hooks_are_honoured() -> None:
         act.register_forward_hook(lambda *given: calls.append(given))
     torch.testing.assert_close(model(x), plain, rtol=1e-4, atol=1e-4)
     assert len(calls) == 3
+
+
+def test_nan_reaches_the_logits() -> None:
+    """As in plain PyTorch, in inference too: a label map would hide it."""
+    torch.manual_seed(0)
+    model = PSPNet(layers=50, classes=5, pretrained=False, use_ppm=False).eval()
+    image = torch.randn(1, 3, 65, 65)
+    image[0, 1, 20, 30] = float("nan")
+    with torch.no_grad():
+        got = model(image).isnan()
+        with ops.use("reference"):
+            want = model(image).isnan()
+    assert want.any() and bool((got | ~want).all())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -45,7 +48,33 @@ def against_one_process(rank: int, world: int, batches: list[int], layout: str, 
             torch.testing.assert_close(mine.double(), want, **tolerance)
 
 
+def messages(run: Callable[[], object]) -> list[int]:
+    """How many numbers each message has that run exchanges with the other ranks."""
+    sent: list[int] = []
+    all_reduce = dist.all_reduce
+
+    def counted(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent.append(tensor.numel())
+        return all_reduce(tensor, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", counted)
+        run()
+    return sent
+
+
+def one_message_each_way(group: dist.ProcessGroup, forward: list[int], backward: list[int]) -> None:
+    """For 6 channels: 2 * 6 sums and the count, then 2 * 6 sums."""
+    x, ys = random(2, 6, 4, 3).requires_grad_(), []
+    vector = [v.requires_grad_() for v in vectors(6)[:2]]
+    given = {"training": True, "process_group": group}
+    assert messages(lambda: ys.append(sync_batch_norm_relu(x, *vector, *vectors(6)[2:], **given))) == forward
+    assert messages(lambda: torch.autograd.grad(ys[0].sum(), [x, *vector])) == backward
+
+
 def two_processes(rank: int, world: int) -> None:
+    assert dist.group.WORLD is not None
+    one_message_each_way(dist.group.WORLD, [13], [12])
     for layout in LAYOUTS:
         for batches in ([2, 3], [4, 0], [0, 1]):
             against_one_process(rank, world, batches, layout, torch.float64)
@@ -62,6 +91,7 @@ def two_processes(rank: int, world: int) -> None:
     assert isinstance(count, Tensor) and count.item() == 36
     alone = [dist.new_group([k]) for k in range(world)][rank]  # a group of one is no group
     assert alone is not None
+    one_message_each_way(alone, [], [])
     torch.testing.assert_close(
         sync_batch_norm_relu(x, None, None, None, None, training=True, process_group=alone),
         sync_batch_norm_relu(x, None, None, None, None, training=True),

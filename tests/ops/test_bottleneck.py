@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from psp_fast.models.resnet import Bottleneck, Geometry
 from psp_fast.nn import convert_sync_batch_norm, trains_bottleneck
 from psp_fast.ops import use
-from psp_fast.ops.block import BatchNorm
+from psp_fast.ops.block import BatchNorm, Layer
 from psp_fast.ops.bottleneck import bottleneck
 from tests.ops.checks import LAYOUTS, random, relative_error
 from tests.processes import run_ranks
@@ -67,8 +68,17 @@ def test_matches_the_block_op_by_op(stride: int, dilation: int, shortcut: bool, 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shortcut", [True, False])
-def test_triton(shortcut: bool, layout: str) -> None:
+def test_triton(shortcut: bool, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last convolution normalises what it reads; near to float64, as the block op by op."""
+    applied: list[int] = []  # by which weights
+    apply = Layer.apply
+
+    def noted(layer: Layer, *given: Any, **options: Any) -> Tensor:
+        assert layer.weight is not None
+        applied.append(layer.weight.data_ptr())
+        return apply(layer, *given, **options)
+
+    monkeypatch.setattr(Layer, "apply", noted)
     made = block(1, 2, shortcut, torch.float32)
     made.recompute = layout == "nchw"
     for bn in (made.bn1, made.bn2, made.bn3):
@@ -76,7 +86,11 @@ def test_triton(shortcut: bool, layout: str) -> None:
     x = random(1, 24 if shortcut else 64, 9, 8, layout=layout)
     for frozen in (False, True):
         made.bn2.train(not frozen)
-        got, plain = results(made, x, "triton"), results(made, x, "reference")
+        applied.clear()
+        got = results(made, x, "triton")
+        first, second = (bn.weight.data_ptr() for bn in (made.bn1, made.bn2))
+        assert first in applied and second not in applied  # its result is never stored
+        plain = results(made, x, "reference")
         truth = results(made.double(), x.double(), "reference")
         made.float()
         for name in truth:

@@ -281,6 +281,49 @@ def test_bad_arguments(x: Any, weight: Tensor, error: type[Exception], message: 
         op(x, weight, None, None, torch.zeros(4), torch.ones(4), training=False)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of NumPy, in the interpreter
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_and_infinity_pass_when_folded(implementation: str, dtype: torch.dtype, relu: bool) -> None:
+    tensors = operands(2, 20, 18, 5, 7, dtype=dtype, layout="channels_last")
+    tensors[0][0, 3, 2, 2], tensors[0][1, 5, 4, 4] = float("nan"), float("inf")
+    for extra in (tensors[4], None):
+        with torch.no_grad():
+            y = run(op, False, relu)(*tensors[:4], extra)
+            want = run(reference.conv1x1_bn_relu, False, relu)(*tensors[:4], extra)
+        assert y.isnan().any() and torch.equal(y.isnan(), want.isnan()) and torch.equal(y.isinf(), want.isinf())
+
+
+def test_folds_in_the_type_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = operands(2, 40, 24, 13, 17, layout="channels_last")
+    want = run(reference.conv1x1_bn_relu, False)(*(t.double() for t in tensors))
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *_: pytest.fail("not folded"))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y = run(op, False)(*tensors)
+    assert y.dtype == torch.bfloat16 and relative_error(y, want) <= 1e-2
+
+
+def test_types_and_numbers_are_checked_by_name() -> None:
+    x, weight, *_ = operands(2, 16, 24, 9, 8)
+    mean, var = statistics(24)
+    wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (TypeError, "conv1x1_bn_relu: weight must have x's type, torch.float32", {"weight": weight.double()}),
+        (ValueError, "conv1x1_bn_relu: eps must be above 0, not -5", {"eps": -5}),
+        (ValueError, "conv1x1_bn_relu: running_mean and running_var are needed", {"mean": None, "var": None}),
+        (ValueError, "conv1x1_bn_relu: give both running_mean and running_var", {"mean": None}),
+    ]
+    for error, message, changes in wrong:
+        given = {"weight": weight, "mean": mean, "var": var, "eps": 1e-5} | changes
+        with torch.no_grad(), pytest.raises(error, match=message):
+            op(x, given["weight"], None, None, given["mean"], given["var"], training=False, eps=given["eps"])
+
+
+def test_empty_batch() -> None:
+    tensors = operands(0, 16, 24, 9, 8)
+    with torch.no_grad():
+        assert run(op, False)(*tensors).shape == (0, 24, 9, 8)
+
+
 def test_arguments_of_the_folded_batch_norm_are_checked() -> None:
     x, weight, *_ = operands(2, 16, 24, 9, 8)
     with torch.no_grad(), pytest.raises(ValueError, match=r"residual must .*\(2, 24, 9, 8\), not \(2, 24, 9, 7\)"):

@@ -90,6 +90,37 @@ def test_not_a_number_stays_in_sight(value: float) -> None:
     assert y[far & want.isfinite()].isfinite().all()
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_default_type_does_not_matter(default: torch.dtype) -> None:
+    x, weight = random(2, 24, 13, 18).requires_grad_(), random(20, 24, 3, 3).requires_grad_()
+    assert uses_winograd(x, weight, 1)
+    torch.set_default_dtype(default)
+    try:
+        y = conv3x3(x, weight)
+        gradients = torch.autograd.grad(y.square().sum(), [x, weight])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    want = reference.conv3x3(x, weight)
+    assert y.dtype == torch.float32 and relative_error(y, want) <= 1e-5
+    for got, exact in zip(gradients, torch.autograd.grad(want.square().sum(), [x, weight]), strict=True):
+        assert relative_error(got, exact) <= 1e-5
+
+
+def test_kernels_refuse_what_they_would_read_past() -> None:
+    native, backward = torch.ops.psp_fast.conv3x3, torch.ops.psp_fast.conv3x3_backward
+    x, weight, dy = random(2, 24, 13, 18), random(20, 24, 3, 3), random(2, 20, 13, 18)
+    with pytest.raises(TypeError, match=r"float32, not x of torch.float64"):
+        native(x.double(), weight.double(), 1, None, None, False)
+    with pytest.raises(ValueError, match=r"weight must be \(O, 24, 3, 3\)"):
+        native(x, weight[:, :20], 1, None, None, False)
+    with pytest.raises(ValueError, match="scale must have one value for each of 20 outputs"):
+        native(x, weight, 1, torch.ones(19), torch.ones(20), False)
+    with pytest.raises(ValueError, match=r"dy must be \(2, 20, 13, 18\) of torch.float32"):
+        backward(dy[:, :19], x, weight, 1, [True, True])
+    with pytest.raises(ValueError, match=r"of torch\.float64"):
+        backward(dy.double(), x, weight, 1, [True, True])
+
+
 def test_small_or_other_convolutions_run_the_reference() -> None:
     for x, weight, dilation in (
         (random(1, 16, 5, 5), random(16, 16, 3, 3), 4),  # a tile for every pixel or two

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from psp_fast.kernels import conv1x1_bn_relu as kernels
 from psp_fast.ops import backend, reference
 from psp_fast.ops.conv1x1_bn_relu import conv1x1_bn_relu, conv1x1_bn_relu_levels
 from psp_fast.ops.pointwise import convolve_with_statistics
@@ -53,10 +54,16 @@ def test_matches_conv2d(dtype: torch.dtype, layout: str) -> None:
     assert z.is_contiguous(memory_format=LAYOUTS[layout])
 
 
-def test_five_levels_are_two_launches() -> None:
+def test_five_levels_are_two_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[int] = []
+    launch = kernels.matmul_statistics
+    monkeypatch.setattr(
+        kernels, "matmul_statistics", lambda xs, *rest: (launched.append(len(xs)), launch(xs, *rest))[1]
+    )
     xs = [random(2, 13, b, b, layout="channels_last").requires_grad_() for b in (1, 2, 3, 4, 1)]
     weights = [random(9, 13, 1, 1, seed=k).requires_grad_() for k in range(5)]
     results = convolve_with_statistics(xs, weights)
+    assert launched == [4, 1]
     want = [F.conv2d(x, weight) for x, weight in zip(xs, weights, strict=True)]
     for (z, stats), exact in zip(results, want, strict=True):
         mean = exact.mean((0, 2, 3))

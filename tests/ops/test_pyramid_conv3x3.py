@@ -231,27 +231,40 @@ def test_only_wanted_gradients_are_computed(implementation: str, wanted: tuple[i
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
 
 
-def largest_allocation(run: Callable[[], object]) -> int:
-    """Bytes of the largest tensor that run allocates."""
+def allocations(run: Callable[[], object]) -> list[int]:
+    """Bytes of the tensors that run allocates, the largest first."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
-    return max(event.self_cpu_memory_usage for event in profile.events())
+    return sorted((event.self_cpu_memory_usage for event in profile.events()), reverse=True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_upsampled_map_is_ever_allocated(layout: str) -> None:
-    """Nor the concatenation, nor a copy of the weight: nothing larger than the weight's own gradient."""
+    """Nor the concatenation: nothing larger than the output."""
     inputs = leaves(make_inputs(1, 8, 64, 64, 16, ((64, 1, 1), (64, 6, 6)), layout=layout))
     x, weight, *levels = inputs
     upsampled = 4 * 128 * 64 * 64
     output = 4 * 16 * 64 * 64
     with torch.no_grad():
-        forward = largest_allocation(lambda: pyramid_conv3x3(x, levels, weight))
-        assert largest_allocation(lambda: reference.pyramid_conv3x3(x, levels, weight)) >= upsampled
+        forward = allocations(lambda: pyramid_conv3x3(x, levels, weight))[0]
+        assert allocations(lambda: reference.pyramid_conv3x3(x, levels, weight))[0] >= upsampled
     assert forward <= output + 4096
     dy = random(1, 16, 64, 64, layout=layout)
-    both = largest_allocation(lambda: torch.autograd.grad(pyramid_conv3x3(x, levels, weight), inputs, dy))
+    both = allocations(lambda: torch.autograd.grad(pyramid_conv3x3(x, levels, weight), inputs, dy))[0]
     assert both <= output + 4096
+
+
+@pytest.mark.parametrize("channels", [8, 32])  # PyTorch's convolution of x, and Winograd's
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weight_is_not_copied(layout: str, channels: int) -> None:
+    inputs = leaves(make_inputs(1, channels, 16, 16, 64, ((128, 1, 1), (128, 6, 6)), layout=layout))
+    x, weight, *levels = inputs
+    share = 4 * 64 * 256 * 9  # of the weight, for the levels
+    with torch.no_grad():
+        assert allocations(lambda: pyramid_conv3x3(x, levels, weight))[0] < share / 2
+    dy = random(1, 64, 16, 16, layout=layout)
+    sizes = allocations(lambda: torch.autograd.grad(pyramid_conv3x3(x, levels, weight), inputs, dy))
+    assert sizes[0] >= share and sizes[1] < share / 2  # the weight's gradient, and nothing like it
 
 
 def test_peak_memory_of_a_process() -> None:

@@ -1,0 +1,49 @@
+"""What stands between an op and a kernel that cannot take its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from psp_fast.ops import backend
+from tests.ops.checks import random
+
+_registered = torch.ops.psp_fast
+_HALF: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
+    "pyramid_pool": lambda x, level: _registered.pyramid_pool(x, [2, 3], "avg"),
+    "upsample_concat": lambda x, level: _registered.upsample_concat(x, [level], True),
+    "upsample_concat_backward": lambda x, level: _registered.upsample_concat_backward(x, 1, [2, 2, 2], True),
+    "pyramid_conv3x3": lambda x, level: _registered.pyramid_conv3x3(x, [level], x.new_ones(4, 5, 3, 3), True, False),
+    "upsample_argmax": lambda x, level: _registered.upsample_argmax(x, [9, 9], True),
+    "upsample_cross_entropy": lambda x, level: _registered.upsample_cross_entropy(
+        x, torch.zeros(2, 9, 9, dtype=torch.int64), None, 255, 0.0, True, "mean"
+    ),
+    "batch_norm_statistics": lambda x, level: _registered.batch_norm_statistics(x),
+}
+
+
+@pytest.mark.parametrize("op", _HALF)
+def test_cpu_kernels_refuse_float16(op: str) -> None:
+    """The ops' functions run the reference then; an exported program calls what is registered."""
+    x, level = random(2, 3, 5, 4, dtype=torch.float16), random(2, 2, 2, 2, dtype=torch.float16)
+    with pytest.raises((TypeError, ValueError), match=r"no CPU kernel for (torch\.)?float16: convert"):
+        _HALF[op](x, level)
+
+
+def test_concatenation_refuses_levels_of_another_batch() -> None:
+    with pytest.raises(ValueError, match="must have x's batch size, 2, not 1"):
+        _registered.upsample_concat(random(2, 3, 5, 4), [random(1, 2, 2, 2)], True)
+
+
+def test_cuda_tensors_never_reach_cpu_kernels() -> None:
+    """Not even in a backward within use("reference")."""
+    x: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device("cuda"))
+    for setting in ("reference", "auto", "triton"):
+        with backend.use(setting):
+            assert backend.runs_triton("upsample_concat", x)
+    with backend.use("reference"):
+        assert not backend.runs_triton("upsample_concat", random(1, 1, 1, 1))
