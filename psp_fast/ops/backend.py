@@ -160,8 +160,8 @@ def _is_plain(tensor: Tensor | None) -> bool:
 
 
 def prefers_channels_last(x: Tensor) -> bool:
-    """Whether a network on x's device and type runs faster on channels_last maps: where there are CPU kernels."""
-    return choose("conv3x3", x) != "reference"
+    """Whether a network on x's device and type runs faster on channels_last maps: as oneDNN and the CPU kernels do."""
+    return choose("conv1x1_bn_relu", x) == "oneDNN"
 
 
 def explain() -> list[Row]:

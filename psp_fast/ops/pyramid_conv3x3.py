@@ -36,7 +36,8 @@ def pyramid_conv3x3(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor, align_
         align_corners: as in torch.nn.functional.interpolate.
 
     Returns:
-        (N, O, H, W), channels_last where x or weight is.
+        (N, O, H, W), channels_last where x or weight is. Where the convolution of x runs Winograd's algorithm, a NaN or
+        an infinity of x spreads over the 4x4 pixels of a tile, as in `conv3x3`.
 
     Raises:
         TypeError, ValueError: an argument is not as above.

@@ -254,6 +254,14 @@ def test_no_upsampled_map_is_ever_allocated(layout: str) -> None:
     assert both <= output + 4096
 
 
+def test_nan_in_a_tile() -> None:
+    """With channels enough for Winograd's algorithm: NaN at least wherever the reference has it, and not everywhere."""
+    inputs = make_inputs(1, 32, 24, 24, 32, TINY)
+    inputs[0][0, 3, 9, 10] = torch.nan
+    got, want = (with_levels(op)(*inputs).isnan() for op in (pyramid_conv3x3, reference.pyramid_conv3x3))
+    assert want.any() and bool((got | ~want).all()) and got.sum() <= 32 * 8 * 8
+
+
 @pytest.mark.parametrize("channels", [8, 32])  # PyTorch's convolution of x, and Winograd's
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weight_is_not_copied(layout: str, channels: int) -> None:
