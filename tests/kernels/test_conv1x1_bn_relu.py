@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 import pytest
@@ -16,20 +17,25 @@ from tests.kernels.interpreter import correct_bfloat16
 from tests.ops import checks
 from tests.ops.checks import LAYOUTS, relative_error
 
-FLAGS = {  # with all that a kernel can do, and with as little
+FLAGS = {  # those that psp_fast.ops launches a kernel with, the last with all that it can do
     "multiply_with_statistics": (
+        {"GROUPED": False, "PROLOGUE": False, "RELU": False},
         {"GROUPED": True, "PROLOGUE": False, "RELU": False},
         {"GROUPED": False, "PROLOGUE": True, "RELU": True},
     ),
-    "multiply_with_bias": ({"RESIDUAL": True, "RELU": True},),
+    "multiply_with_bias": tuple(
+        {"RESIDUAL": residual, "RELU": relu} for residual in (False, True) for relu in (False, True)
+    ),
     "multiply_back": ({"NORMALISED": False, "RELU": False}, {"NORMALISED": True, "RELU": True}),
     "multiply_over_pixels": ({"PROLOGUE": False, "RELU": False}, {"PROLOGUE": True, "RELU": True}),
 }
 SIZES = [(2, 13, 21, 3, 9), (1, 1, 1, 1, 1), (1, 130, 67, 1, 5), (3, 5, 70, 1, 1)]
 """(N, C, O, H, W)"""
-FACTORS = ("parts", "stats", "scale", "shift", "mean", "invstd")
+FACTORS = ("parts", "stats", "scale", "shift", "mean", "invstd", "bias")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3}  # half precisions: half a step
 HALVES = (torch.float16, torch.bfloat16)
+TYPES = {4: ("fp32",), 2: ("fp16", "bf16")}
+"""By bytes an element, as in CONFIGS."""
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # CPU tensors run in the interpreter
 
@@ -204,10 +210,12 @@ def test_sliced_and_expanded_maps() -> None:
 
 
 def request(kernel: str, dtype: str, arch: int, flags: dict[str, Any], config: Config | None = None) -> dict[str, Any]:
-    """As `resources` takes it, for aligned tensors with many channels and pixels."""
+    """As `resources` takes it, for aligned tensors with many channels and pixels; a group's have few."""
     constexprs = dict(flags)
     if config is not None:
         constexprs |= {"ROWS": config.rows, "COLUMNS": config.columns, "INNER": config.inner}
+    if flags.get("CHANNELS_LAST") and "images" in inspect.signature(getattr(kernels, kernel).fn).parameters:
+        constexprs["images"] = 1  # Triton makes a constant of every 1
     signature = {}
     numbers = ("pixels", "images", "channels", "outputs", "columns", "steps", "count", "a_part")
     for name in inspect.signature(getattr(kernels, kernel).fn).parameters:
@@ -217,7 +225,7 @@ def request(kernel: str, dtype: str, arch: int, flags: dict[str, Any], config: C
             signature[name] = "i32"
         else:
             signature[name] = "*fp32" if name in FACTORS else f"*{dtype}"
-    divisible = ("pixels", "channels", "outputs")
+    divisible = ("channels", "outputs") if flags.get("GROUPED") else ("pixels", "channels", "outputs")
     return {
         "module": kernels.__name__,
         "kernel": kernel,
@@ -230,33 +238,33 @@ def request(kernel: str, dtype: str, arch: int, flags: dict[str, Any], config: C
     }
 
 
-def compiled_kernels(arch: int, dtype: str) -> list[dict[str, Any]]:
-    """A request for every kernel and configuration with all its flags, and for the merging kernels."""
-    requests = [
-        request(kernel, dtype, arch, {**flags, "CHANNELS_LAST": True}, config)
-        for kernel, all_flags in FLAGS.items()
-        for flags in all_flags[-1:]
-        for config in CONFIGS[4 if dtype == "fp32" else 2]
-    ]
+def launches(arch: int, size: int) -> list[dict[str, Any]]:
+    """Requests for what psp_fast.ops launches on elements of so many bytes: every kernel, flag and layout.
+
+    With all that a kernel can do, channels_last, in every configuration. Else configurations go by turns, and so do the
+    half precisions: over the three architectures each comes in every configuration, and in both half precisions.
+    """
+    requests = []
+    turn = ARCHITECTURES.index(arch)
+    for kernel, all_flags in FLAGS.items():
+        configs = CONFIGS[size][:2] if kernel == "multiply_over_pixels" else CONFIGS[size]  # as _weight_config
+        for flags, channels_last in itertools.product(all_flags, (True, False)):
+            turn += 1
+            every = flags is all_flags[-1] and channels_last
+            for config in configs if every else configs[turn % len(configs) :][:1]:
+                dtype = TYPES[size][turn % len(TYPES[size])]
+                requests.append(request(kernel, dtype, arch, {**flags, "CHANNELS_LAST": channels_last}, config))
     merge = {"PARTS": kernels.MERGE_PARTS, "COLUMNS": kernels.MERGE_COLUMNS}
-    requests.append(request("merge_statistics", "fp32", arch, {**merge, "GROUPED": True, "ROWS": 128}))
-    requests.append(request("sum_parts", "fp32", arch, merge))
-    return requests
+    for grouped, config in itertools.product((False, True), CONFIGS[4] if size == 4 else ()):  # the same rows for both
+        flags = {**merge, "GROUPED": grouped, "ROWS": config.rows}
+        requests.append(request("merge_statistics", "fp32", arch, flags))
+    return requests + [request("sum_parts", dtype, arch, merge) for dtype in TYPES[size]]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_compiles_without_spills(arch: int, dtype: str) -> None:
-    requests = compiled_kernels(arch, dtype)
+@pytest.mark.parametrize("size", TYPES)
+def test_every_launch_compiles_without_spills(arch: int, size: int) -> None:
+    requests = launches(arch, size)
     for asked, needed in zip(requests, resources(requests), strict=True):
         assert needed["spills"] == 0, asked
         assert needed["shared"] <= SHARED_MEMORY[arch], asked
-
-
-def test_other_layouts_and_flags_compile() -> None:
-    requests = [
-        request(kernel, "fp16", 90, {**flags, "CHANNELS_LAST": channels_last}, CONFIGS[2][1])
-        for kernel, all_flags in FLAGS.items()
-        for flags, channels_last in zip(all_flags * 2, (False, True), strict=False)
-    ]
-    assert all(needed["spills"] == 0 for needed in resources(requests))

@@ -139,9 +139,13 @@ def test_opcheck(layout: str) -> None:
     small = random(2, 13, 1, 1)
     torch.library.opcheck(torch.ops.psp_fast.pointwise_statistics, ([x], [matrix]))
     torch.library.opcheck(torch.ops.psp_fast.pointwise_statistics, ([x, small], [matrix, matrix]))
+    factors = [random(13, seed=seed) for seed in range(2, 6)]  # scale, shift, mean, invstd
+    torch.library.opcheck(torch.ops.psp_fast.pointwise_statistics, ([x], [matrix], *factors[:2]))
     dz = convolve(x, weight)
     torch.library.opcheck(torch.ops.psp_fast.pointwise_input_gradient, (dz, matrix))
     torch.library.opcheck(torch.ops.psp_fast.pointwise_weight_gradient, (dz, x))
+    torch.library.opcheck(torch.ops.psp_fast.pointwise_weight_gradient, (dz, x, *factors[:2]))
+    torch.library.opcheck(torch.ops.psp_fast.pointwise_normalised_gradient, (dz, matrix, x, *factors))
 
 
 def test_compile() -> None:
