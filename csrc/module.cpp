@@ -28,6 +28,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("set_cpu_capability", &set_capability, "name"_a, "Use one of cpu_capabilities() from now on.");
   define_conv3x3(module);
   define_pyramid_pool(module);
+  define_pyramid_pool_cuda(module);
   define_sync_batch_norm_relu_cuda(module);
   define_sync_batch_norm_relu(module);
   define_upsample_concat(module);

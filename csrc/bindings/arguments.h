@@ -50,6 +50,7 @@ std::vector<T*> pointers(const Addresses& addresses) {
 // One function an op: adds its kernels to the module.
 void define_conv3x3(py::module_& module);
 void define_pyramid_pool(py::module_& module);
+void define_pyramid_pool_cuda(py::module_& module);
 void define_sync_batch_norm_relu_cuda(py::module_& module);
 void define_sync_batch_norm_relu(py::module_& module);
 void define_upsample_concat(py::module_& module);

@@ -374,7 +374,11 @@ Shape shape_of(const PyramidPoolCudaArgs& args) {
   return {args.n, args.c, args.stride_n, args.stride_c, args.stride_h, args.stride_w, args.plan, args.channels_last};
 }
 
-unsigned blocks_for(int64_t threads) { return grid_for((threads + kThreads - 1) / kThreads); }
+Launch over(const char* what, int64_t blocks, void* stream) {
+  return {what, grid_for(blocks), kThreads, 0, false, stream};
+}
+
+int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
 
 // Whether all groups of v channels, 16 bytes, of the channels-last map are aligned as one.
 bool aligned(const PyramidPoolCudaArgs& args, int64_t v) {
@@ -385,68 +389,64 @@ bool aligned(const PyramidPoolCudaArgs& args, int64_t v) {
 template <class T, class R>
 void forward(const PyramidPoolCudaArgs& args) {
   constexpr int V = 16 / sizeof(T);
-  const auto stream = static_cast<cudaStream_t>(args.stream);
   const Shape shape = shape_of(args);
   const T* map = static_cast<const T*>(args.map);
+  const char* what = "pyramid_pool's reduction";
   if (!args.channels_last) {
     int wide = 1;
     while (wide < kWarp && wide * args.plan.column.segments < args.plan.column.length) wide *= 2;
-    reduce_planes<T, R><<<grid_for(args.n * args.c), kThreads, 0, stream>>>(shape, map, args.values, args.places, wide);
+    launch(over(what, args.n * args.c, args.stream), reduce_planes<T, R>, shape, map, args.values, args.places, wide);
   } else if (aligned(args, V)) {
-    const unsigned blocks = grid_for(ChannelTasks(shape, kWarp * V).count);
-    reduce_channels_last<T, V, R><<<blocks, kThreads, 0, stream>>>(shape, map, args.values, args.places);
+    launch(over(what, ChannelTasks(shape, kWarp * V).count, args.stream), reduce_channels_last<T, V, R>, shape, map,
+           args.values, args.places);
   } else {
-    const unsigned blocks = grid_for(ChannelTasks(shape, kWarp).count);
-    reduce_channels_last<T, 1, R><<<blocks, kThreads, 0, stream>>>(shape, map, args.values, args.places);
+    launch(over(what, ChannelTasks(shape, kWarp).count, args.stream), reduce_channels_last<T, 1, R>, shape, map,
+           args.values, args.places);
   }
-  check_launch("pyramid_pool's reduction");
   for_levels<T>(args, [&](const Levels<T>& levels) {
     int64_t outputs = 0;
     for (int l = 0; l < levels.count; ++l) {
       const int64_t b = args.bins[levels.first + l];
       outputs += args.n * args.c * b * b;
     }
-    merge_windows<T, R><<<blocks_for(outputs), kThreads, 0, stream>>>(shape, levels, args.values, args.places, outputs);
-    check_launch("pyramid_pool's merge");
+    launch(over("pyramid_pool's merge", blocks_for(outputs), args.stream), merge_windows<T, R>, shape, levels,
+           args.values, args.places, outputs);
   });
 }
 
 template <class T>
 void backward_average(const PyramidPoolCudaArgs& args) {
   constexpr int V = 16 / sizeof(T);
-  const auto stream = static_cast<cudaStream_t>(args.stream);
   const Shape shape = shape_of(args);
   T* map = static_cast<T*>(args.map);
+  const char* what = "pyramid_pool's gradient";
   for_levels<const T>(args, [&](const Levels<const T>& levels) {
-    const unsigned blocks = blocks_for(args.n * args.c * shape.rectangles());
-    gather_average<T><<<blocks, kThreads, 0, stream>>>(shape, levels, args.values);
-    check_launch("pyramid_pool's gradient");
+    const int64_t blocks = blocks_for(args.n * args.c * shape.rectangles());
+    launch(over(what, blocks, args.stream), gather_average<T>, shape, levels, args.values);
   });
   if (!args.channels_last) {
-    spread_planes<T><<<grid_for(args.n * args.c), kThreads, 0, stream>>>(shape, args.values, map);
+    launch(over(what, args.n * args.c, args.stream), spread_planes<T>, shape, args.values, map);
   } else if (aligned(args, V)) {
-    const unsigned blocks = grid_for(ChannelTasks(shape, kWarp * V).count);
-    spread_channels_last<T, V><<<blocks, kThreads, 0, stream>>>(shape, args.values, map);
+    launch(over(what, ChannelTasks(shape, kWarp * V).count, args.stream), spread_channels_last<T, V>, shape,
+           args.values, map);
   } else {
-    spread_channels_last<T, 1>
-        <<<grid_for(ChannelTasks(shape, kWarp).count), kThreads, 0, stream>>>(shape, args.values, map);
+    launch(over(what, ChannelTasks(shape, kWarp).count, args.stream), spread_channels_last<T, 1>, shape, args.values,
+           map);
   }
-  check_launch("pyramid_pool's gradient");
 }
 
 template <class T>
 void backward_maximum(const PyramidPoolCudaArgs& args) {
-  const auto stream = static_cast<cudaStream_t>(args.stream);
   const Shape shape = shape_of(args);
   T* map = static_cast<T*>(args.map);
+  const char* what = "pyramid_pool's gradient";
   for_levels<const T>(args, [&](const Levels<const T>& levels) {
     if (args.channels_last) {
-      const unsigned blocks = grid_for(ChannelTasks(shape, kWarp).count);
-      gather_maximum_channels_last<T><<<blocks, kThreads, 0, stream>>>(shape, levels, map);
+      launch(over(what, ChannelTasks(shape, kWarp).count, args.stream), gather_maximum_channels_last<T>, shape, levels,
+             map);
     } else {
-      gather_maximum_planes<T><<<grid_for(args.n * args.c), kThreads, 0, stream>>>(shape, levels, map);
+      launch(over(what, args.n * args.c, args.stream), gather_maximum_planes<T>, shape, levels, map);
     }
-    check_launch("pyramid_pool's gradient");
   });
 }
 

@@ -395,35 +395,5 @@ struct InputGradient {
   }
 };
 
-inline void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("psp_fast: CUDA refused ") + what + ": " + cudaGetErrorString(error));
-  }
-}
-
-struct Launch {
-  const char* what;
-  int64_t blocks;
-  int threads;
-  size_t shared;  // bytes of dynamic shared memory
-  bool cooperative;
-  void* stream;
-};
-
-template <class... P, class... A>
-void launch(const Launch& how, void (*kernel)(P...), A... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(how.blocks));
-  config.blockDim = dim3(how.threads);
-  config.dynamicSmemBytes = how.shared;
-  config.stream = static_cast<cudaStream_t>(how.stream);
-  cudaLaunchAttribute cooperative = {};
-  cooperative.id = cudaLaunchAttributeCooperative;
-  cooperative.val.cooperative = 1;
-  config.attrs = &cooperative;
-  config.numAttrs = how.cooperative ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), how.what);
-}
-
 }  // namespace
 }  // namespace psp_fast

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <climits>
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
@@ -48,6 +49,7 @@ constexpr size_t kSharedMemory = 256 << 10;  // bytes a block, more than any dev
 struct Device {
   int multiprocessors = 3;
   int shared_memory = 48 << 10;  // bytes a block
+  unsigned grid = UINT_MAX;      // blocks a launch: with fewer than it asked for, kernels have to loop over their tasks
 };
 inline Device device;
 
@@ -104,11 +106,14 @@ class Block {
     if (_setjmp(fibers_[current_].here) == 0) _longjmp(scheduler_, 1);
   }
   // The value that lane `from` of this warp has given; lanes beyond the warp give one's own.
-  float exchange(float value, int from) {
+  template <class T>
+  T exchange(T value, int from) {
+    static_assert(sizeof(T) == sizeof(uint32_t));
     const unsigned me = current_;
-    fibers_[me].given = value;
+    std::memcpy(&fibers_[me].given, &value, sizeof value);
     wait(Waits::kForWarp);
-    const float got = from < kWarp ? fibers_[me / kWarp * kWarp + from].given : value;
+    T got = value;
+    if (from < kWarp) std::memcpy(&got, &fibers_[me / kWarp * kWarp + from].given, sizeof got);
     wait(Waits::kForWarp);
     return got;
   }
@@ -119,7 +124,7 @@ class Block {
     jmp_buf here;  // where it waits, once it has started: quicker to change than a ucontext_t
     bool started = false;
     Waits waits = Waits::kNo;
-    float given = 0;
+    uint32_t given = 0;
   };
 
   static void enter();
@@ -208,6 +213,10 @@ inline void __syncthreads() { cuda_on_host::block->wait(cuda_on_host::Waits::kFo
 inline float __shfl_down_sync(unsigned, float value, int offset) {
   return cuda_on_host::block->exchange(value, static_cast<int>(threadIdx.x % cuda_on_host::kWarp) + offset);
 }
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return cuda_on_host::block->exchange(value, static_cast<int>(threadIdx.x % cuda_on_host::kWarp) ^ mask);
+}
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 
@@ -286,7 +295,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(
   return *blocks = 1, cudaSuccess;
 }
 
-// The block's dynamic shared memory, of kSharedMemory bytes: the program defines it beside the kernels.
+// The block's dynamic shared memory, of kSharedMemory bytes: the program defines it beside the kernels. Null where no
+// kernel has any.
 unsigned char* dynamic_shared_memory();
 
 namespace cuda_on_host {
@@ -297,12 +307,14 @@ inline void run_block(const cudaLaunchConfig_t& config, unsigned index, GridBarr
   blockDim = config.blockDim;
   gridDim = config.gridDim;
   unsigned char* const shared = dynamic_shared_memory();
-  std::fill(shared, shared + kSharedMemory, 0xff);  // NaN
+  if (shared == nullptr && config.dynamicSmemBytes > 0) fail("the program defines no dynamic shared memory");
+  unsigned char* const end = shared == nullptr ? shared : shared + kSharedMemory;
+  std::fill(shared, end, 0xff);  // NaN
   Block here(config.blockDim.x, grid, kernel);
   block = &here;
   here.run();
   const auto is_garbage = [](unsigned char byte) { return byte == 0xff; };
-  if (!std::all_of(shared + config.dynamicSmemBytes, shared + kSharedMemory, is_garbage)) {
+  if (!std::all_of(shared + config.dynamicSmemBytes, end, is_garbage)) {
     fail("a block wrote beyond its shared memory");
   }
 }
@@ -312,13 +324,15 @@ inline void run_block(const cudaLaunchConfig_t& config, unsigned index, GridBarr
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
   using namespace cuda_on_host;
-  const unsigned blocks = config->gridDim.x;
+  unsigned blocks = config->gridDim.x;
   const bool cooperative = config->numAttrs > 0;
   if (blocks == 0 || config->dynamicSmemBytes > static_cast<size_t>(device.shared_memory)) return cudaErrorInvalidValue;
   if (cooperative && blocks > static_cast<unsigned>(device.multiprocessors)) return cudaErrorInvalidValue;
   const std::function<void()> run = [&] { kernel(arguments...); };
   if (!cooperative) {
-    for (unsigned b = 0; b < blocks; ++b) run_block(*config, b, nullptr, run);
+    cudaLaunchConfig_t capped = *config;
+    capped.gridDim.x = blocks = std::min(blocks, device.grid);
+    for (unsigned b = 0; b < blocks; ++b) run_block(capped, b, nullptr, run);
     return cudaSuccess;
   }
   GridBarrier barrier(blocks);

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -18,37 +13,22 @@ from torch import Tensor
 
 from psp_fast.kernels import sync_batch_norm_relu_cuda as kernels
 from psp_fast.ops import backend, reference, sync_batch_norm_relu
+from tests.kernels.on_host import build, needs_compiler
 from tests.ops.checks import LAYOUTS, TOLERANCE, random, relative_error
 
 NAME = "sync_batch_norm_relu_on_host"
-HERE = Path(__file__).parent
-HEADERS = ("cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h", "cooperative_groups.h")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EPS, MOMENTUM = 1e-3, 0.3
 # Sizes that packs of 16 bytes divide, and others: a row, one place, more channels than a tile, several groups.
 SHAPES = ((2, 24, 5, 8), (3, 5, 13, 17), (1, 1, 1, 1), (7, 3, 1, 1), (1, 8, 1, 40), (5, 140, 2, 4), (2, 7, 40, 36))
 OPS = torch.ops.psp_fast
-COMPILER = next((path for path in map(shutil.which, ("g++", "c++")) if path), None)
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="session")
 def module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    folder = tmp_path_factory.mktemp(NAME)
-    for header in HEADERS:
-        (folder / header).write_text('#include "cuda_on_host.h"\n')
-    library = folder / f"{NAME}.so"
-    torch_headers = Path(torch.__file__).parent / "include"  # pybind11's are among them
-    folders = (HERE, folder, HERE.parents[1] / "csrc", torch_headers, sysconfig.get_path("include"))
-    flags = ("-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-Wall", "-Werror", "-Wno-unknown-pragmas")
-    includes = [f"-I{path}" for path in folders]
-    subprocess.run([str(COMPILER), *flags, *includes, str(HERE / f"{NAME}.cpp"), "-o", str(library)], check=True)
-    spec = importlib.util.spec_from_file_location(NAME, library)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return build(NAME, tmp_path_factory.mktemp(NAME))
 
 
 @pytest.fixture(autouse=True)
