@@ -98,7 +98,8 @@ template <class Span>
   return (span.at + offset) / kLanes;
 }
 
-// How many of so many planes or channels a thread takes at a time: neighbours, so that what is fetched ahead is its own.
+// How many of so many planes or channels a thread takes at a time: neighbours, so that what is fetched ahead is its
+// own.
 inline int64_t share_of(const BatchNormArgs& args, int64_t count) { return count / (8 * args.threads) + 1; }
 
 // Calls f(plane, channel) for all planes.
