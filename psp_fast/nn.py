@@ -201,7 +201,7 @@ def stem(x: Tensor, layers: Sequence[Layer]) -> Tensor:
 def _trains_block(x: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether an op of several layers may run: batch norms, the first of them training, and a gradient is asked for."""
     norms = all(_is_batch_norm(bn) for _, bn in layers)
-    if not torch.is_autocast_enabled(x.device.type) and any(conv.weight.dtype != x.dtype for conv, _ in layers):
+    if not ops.backend.autocasts(x) and any(conv.weight.dtype != x.dtype for conv, _ in layers):
         return False  # the modules say what is wrong
     gradient = torch.is_grad_enabled() and any(p.requires_grad for conv, _ in layers for p in conv.parameters())
     return norms and gradient and layers[0][1].training and runs_block(x)

@@ -100,7 +100,10 @@ template <class Span>
 
 // How many of so many planes or channels a thread takes at a time: neighbours, so that what is fetched ahead is its
 // own.
-inline int64_t share_of(const BatchNormArgs& args, int64_t count) { return count / (8 * args.threads) + 1; }
+inline int64_t share_of(const BatchNormArgs& args, int64_t count) {
+  const int64_t shares = 8 * args.threads;
+  return count > shares ? (count + shares - 1) / shares : 1;
+}
 
 // Calls f(plane, channel) for all planes.
 template <class F>

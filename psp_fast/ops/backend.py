@@ -62,6 +62,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 _native, _native_error = _load()
 _kernels: dict[tuple[str, str], list[Kernel]] = {}
+_HALF_IN_ONEDNN = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _setting = os.environ.get("PSP_FAST_OPS") or "auto"
 
 
@@ -120,9 +121,14 @@ def choose(op: str, x: Tensor, dtype: torch.dtype | None = None) -> str:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type in which x's convolutions run: x's own, or autocast's."""
+    autocast = autocasts(x) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for x's device; PyTorch's own question raises for "meta"."""
     device = x.device.type
-    autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if autocast else x.dtype
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def runs_triton(op: str, x: Tensor) -> bool:
@@ -161,7 +167,8 @@ def _is_plain(tensor: Tensor | None) -> bool:
 
 def prefers_channels_last(x: Tensor) -> bool:
     """Whether a network on x's device and type runs faster on channels_last maps: as oneDNN and the CPU kernels do."""
-    return choose("conv1x1_bn_relu", x) == "oneDNN"
+    half = x.dtype == torch.bfloat16 and _HALF_IN_ONEDNN and choose("sync_batch_norm_relu", x) == "csrc/cpu"
+    return half or choose("conv3x3", x) != "reference"
 
 
 def explain() -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +15,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from psp_fast.ops import backend
 from psp_fast.ops.pointwise import convolve_with_statistics
 from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics, sync_batch_norm_relu
+from psp_fast.ops.upsample_concat import is_channels_last, memory_format
 
 _OP = "conv1x1_bn_relu"
 _NO_ONEDNN = None if torch.backends.mkldnn.is_available() else "this PyTorch is built without oneDNN"
-backend.register(_OP, "cpu", backend.Kernel("oneDNN", (torch.float32, torch.bfloat16), lambda: _NO_ONEDNN))
+# Not bfloat16: folded weights, rounded to it, would move whole channels by several percent of their deviation.
+backend.register(_OP, "cpu", backend.Kernel("oneDNN", (torch.float32,), lambda: _NO_ONEDNN))
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 backend.register(_OP, "cuda", backend.Kernel("triton", _TRITON_DTYPES, backend.missing_triton))
 
@@ -59,12 +61,10 @@ def conv1x1_bn_relu(
     """
     vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
     _check(x, weight, vectors, residual)
-    _check_numbers(x, training, eps, running_mean, running_var)
+    _check_numbers(training, eps, running_mean, running_var)
     frozen = not training and running_mean is not None and running_var is not None
-    if frozen and _folds(x, weight, vectors.values(), residual):
+    if frozen and _folds(x, weight, bn_weight, bn_bias, residual):
         assert running_mean is not None and running_var is not None  # frozen says so
-        x = x.to(backend.compute_dtype(x))
-        residual = residual if residual is None else residual.to(x.dtype)
         folded = _folded(x, weight, bn_weight, bn_bias, running_mean, running_var, eps)
         convolve = _convolve_triton if backend.choose(_OP, x) == "triton" else _convolve_onednn
         return convolve(x, folded, residual, relu)
@@ -139,7 +139,7 @@ def _check(x: Tensor, weight: Tensor, vectors: dict[str, Tensor | None], residua
         raise ValueError(
             f"{_OP}: weight must be (O, {x.shape[1]}, 1, 1) for x of shape {tuple(x.shape)}, not {tuple(weight.shape)}"
         )
-    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if weight.dtype != x.dtype and not backend.autocasts(x):
         raise TypeError(f"{_OP}: weight must have x's type, {x.dtype}, not {weight.dtype}: convert it")
     outputs = weight.shape[0]
     for name, value in vectors.items():
@@ -152,9 +152,7 @@ def _check(x: Tensor, weight: Tensor, vectors: dict[str, Tensor | None], residua
         raise ValueError(f"{_OP}: residual must have the result's shape, {shape}, not {tuple(residual.shape)}")
 
 
-def _check_numbers(
-    x: Tensor, training: bool, eps: float, running_mean: Tensor | None, running_var: Tensor | None
-) -> None:
+def _check_numbers(training: bool, eps: float, running_mean: Tensor | None, running_var: Tensor | None) -> None:
     if not eps > 0:
         raise ValueError(f"{_OP}: eps must be above 0, not {eps}")
     if (running_mean is None) != (running_var is None):
@@ -202,20 +200,17 @@ def _is_marked(tensor: Tensor | None, mark: _Mark) -> bool:
 _folded_weights = WeakTensorKeyDictionary()
 
 
-def _folds(x: Tensor, weight: Tensor, vectors: Iterable[Tensor | None], residual: Tensor | None) -> bool:
-    """Whether one kernel runs convolution, bias and sum: no gradient, no graph being traced, no types mixed."""
-    dtype = backend.compute_dtype(x)
-    implementation = backend.choose(_OP, x, dtype)
-    if implementation == "reference" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+def _folds(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether one kernel runs convolution, bias and sum: no gradient, no autocast, no graph being traced."""
+    if backend.choose(_OP, x) == "reference" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    if implementation == "oneDNN" and dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if backend.autocasts(x):
         return False
-    folded = [weight, *(t for t in vectors if t is not None)]
-    operands = [x, *folded, *([] if residual is None else [residual])]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in operands):
+    tensors = [x, weight, *(t for t in others if t is not None)]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
     real = type(x) in (Tensor, torch.nn.Parameter)  # no stand-in that a tracer passes through the program
-    return real and x.numel() > 0 and all(t.dtype in (dtype, torch.float32) for t in folded)
+    return real and x.numel() > 0 and all(t.dtype == x.dtype for t in tensors)
 
 
 def _folded(
@@ -242,11 +237,10 @@ def _folded(
     with torch.no_grad():
         scale = (running_var.float() + eps).rsqrt()
         scale = scale if bn_weight is None else scale * bn_weight
-        bias = -running_mean * scale if bn_bias is None else bn_bias - running_mean * scale  # in fp32, as scale is
+        bias = -running_mean * scale if bn_bias is None else bn_bias - running_mean * scale
         packed = (weight * scale.view(-1, 1, 1, 1)).to(x.dtype).contiguous()
         if implementation == "oneDNN":
             one = [1, 1]
-            bias = bias.to(x.dtype)
             packed = torch.ops.mkldnn._reorder_convolution_weight(packed, [0, 0], one, one, 1, list(x.shape))
         elif known is not None and known.kind == kind:  # a captured graph may read the memory of the old one
             packed, bias = known.weight.copy_(packed), known.bias.copy_(bias)
@@ -268,12 +262,11 @@ def _convolve_triton(x: Tensor, folded: _Folded, residual: Tensor | None, relu: 
 def _convolve_onednn(x: Tensor, folded: _Folded, residual: Tensor | None, relu: bool) -> Tensor:
     """relu(conv2d(x) + bias + residual), the sums in one pass of oneDNN, by what torch.compile's own backend calls."""
     pad, one = [0, 0], [1, 1]
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    operands = (folded.weight, folded.bias, pad, one, one, 1)
+    layout = memory_format(is_channels_last(x))
     if residual is None:
-        y = torch.ops.mkldnn._convolution_pointwise(x, *operands, "none", [], "")
+        y = torch.ops.mkldnn._convolution_pointwise(x, folded.weight, folded.bias, pad, one, one, 1, "none", [], "")
     else:
-        residual = residual.contiguous(memory_format=layout)
-        y = torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *operands, "add", None, None, [], None)
+        operands = (residual.contiguous(memory_format=layout), folded.weight, folded.bias, pad, one, one, 1)
+        y = torch.ops.mkldnn._convolution_pointwise.binary(x, *operands, "add", None, None, [], None)
     y = y.contiguous(memory_format=layout)
     return y.relu_() if relu else y  # oneDNN's own ReLU makes NaN 0

@@ -54,7 +54,7 @@ def conv3x3_affine_relu(x: Tensor, weight: Tensor, dilation: int, scale: Tensor,
 
 def uses_winograd(x: Tensor, weight: Tensor, dilation: int) -> bool:
     """Whether a convolution of x runs Winograd's algorithm: an fp32 one on the CPU whose tiles are full enough."""
-    if torch.is_autocast_enabled(x.device.type) or weight.dtype != x.dtype:
+    if backend.autocasts(x) or weight.dtype != x.dtype:
         return False
     if backend.choose(_OP, x) != "csrc/cpu" or min(weight.shape[:2]) < 16 or x.numel() == 0:
         return False

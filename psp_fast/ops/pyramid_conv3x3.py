@@ -85,9 +85,8 @@ def _checked(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor) -> tuple[Tens
             f"pyramid_conv3x3: weight must be (O, {channels}, 3, 3) for the channels of x and pyramid, "
             f"not {tuple(weight.shape)}"
         )
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
+    if backend.autocasts(x) and x.dtype != torch.float64:
+        x = x.to(backend.compute_dtype(x))
         return x, levels, weight if weight.dtype in (x.dtype, torch.float32) else weight.float()
     for name, tensor in (("weight", weight), *((f"pyramid[{i}]", level) for i, level in enumerate(levels))):
         if tensor.dtype != x.dtype:

@@ -228,10 +228,10 @@ def _dense(x: Tensor, layout: torch.memory_format, **arrays: Tensor | None) -> d
         if array is None:
             continue
         fits, dtype, wanted = array.shape in vectors, kept, torch.contiguous_format
-        if array.dim() == 4:
-            fits, dtype, wanted = array.shape == shape, x.dtype, layout
-        elif name == "mask":
+        if name == "mask":
             fits, dtype = array.shape == _mask_shape(x, layout == torch.channels_last), torch.int16
+        elif array.dim() == 4:
+            fits, dtype, wanted = array.shape == shape, x.dtype, layout
         if not fits:
             raise ValueError(f"{OP}: {name} of shape {tuple(array.shape)} does not fit x of shape {tuple(shape)}")
         if array.dtype != dtype or not array.is_contiguous(memory_format=wanted):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from psp_fast import ops
 from psp_fast.ops import backend
 from tests.ops.checks import random
 
@@ -61,3 +62,27 @@ def test_cuda_tensors_never_reach_cpu_kernels() -> None:
             assert backend.runs_triton("upsample_concat", x)
     with backend.use("reference"):
         assert not backend.runs_triton("upsample_concat", random(1, 1, 1, 1))
+
+
+def loss(x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    return ops.upsample_cross_entropy(x, torch.zeros(2, 9, 9, dtype=torch.int64))
+
+
+_ASKING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "upsample_concat": lambda x, level: ops.upsample_concat(x, [level]),
+    "pyramid_conv3x3": lambda x, level: ops.pyramid_conv3x3(x, [level], torch.ones(4, 5, 3, 3)),
+    "upsample_argmax": lambda x, level: ops.upsample_argmax(x, (9, 9)),
+    "upsample_cross_entropy": loss,
+}
+
+
+@pytest.mark.parametrize("op", _ASKING)
+def test_every_pass_asks_which_kernels(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    runs_triton = backend.runs_triton
+    monkeypatch.setattr(backend, "runs_triton", lambda op, x: (asked.append(op), runs_triton(op, x))[1])
+    y = _ASKING[op](random(2, 3, 5, 4).requires_grad_(), random(2, 2, 2, 2).requires_grad_())
+    assert asked == [op]
+    if y.requires_grad:
+        y.sum().backward()
+        assert asked == [op, op]

@@ -92,6 +92,12 @@ def test_a_mask_of_another_shape_is_refused() -> None:
         torch.ops.psp_fast.batch_norm_backward(dy, x, mask, mean, invstd, None, None, True, True)
 
 
+def test_a_mask_is_no_map() -> None:
+    x, mask, vector = random(2, 3, 1, 1), torch.ones(2, 3, 1, 1, dtype=torch.int16), torch.ones(3)
+    with pytest.raises(ValueError, match=r"mask of shape \(2, 3, 1, 1\) does not fit"):
+        torch.ops.psp_fast.batch_norm_backward(x, x, mask, vector, vector, vector, vector, True, True)
+
+
 def test_tensors_that_only_the_dispatcher_can_read() -> None:
     """Gradients in batches, with the bit that says negative, or of zeros without memory."""
     x, residual = random(2, 5, 4, 7).requires_grad_(), random(2, 5, 4, 7, seed=1).requires_grad_()
