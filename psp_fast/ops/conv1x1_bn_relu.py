@@ -14,12 +14,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from psp_fast.ops import backend
 from psp_fast.ops.pointwise import convolve_with_statistics
-from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics, sync_batch_norm_relu
+from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics, check_options, sync_batch_norm_relu
 from psp_fast.ops.upsample_concat import is_channels_last, memory_format
 
 _OP = "conv1x1_bn_relu"
 _NO_ONEDNN = None if torch.backends.mkldnn.is_available() else "this PyTorch is built without oneDNN"
-# Not bfloat16: folded weights, rounded to it, would move whole channels by several percent of their deviation.
+# Not bfloat16: folded weights, rounded to it, would move the means of channels.
 backend.register(_OP, "cpu", backend.Kernel("oneDNN", (torch.float32,), lambda: _NO_ONEDNN))
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 backend.register(_OP, "cuda", backend.Kernel("triton", _TRITON_DTYPES, backend.missing_triton))
@@ -61,7 +61,7 @@ def conv1x1_bn_relu(
     """
     vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
     _check(x, weight, vectors, residual)
-    _check_numbers(training, eps, running_mean, running_var)
+    check_options(_OP, running_mean, running_var, training, eps)
     frozen = not training and running_mean is not None and running_var is not None
     if frozen and _folds(x, weight, bn_weight, bn_bias, residual):
         assert running_mean is not None and running_var is not None  # frozen says so
@@ -150,15 +150,6 @@ def _check(x: Tensor, weight: Tensor, vectors: dict[str, Tensor | None], residua
     shape = (x.shape[0], outputs, *x.shape[2:])
     if residual is not None and residual.shape != shape:
         raise ValueError(f"{_OP}: residual must have the result's shape, {shape}, not {tuple(residual.shape)}")
-
-
-def _check_numbers(training: bool, eps: float, running_mean: Tensor | None, running_var: Tensor | None) -> None:
-    if not eps > 0:
-        raise ValueError(f"{_OP}: eps must be above 0, not {eps}")
-    if (running_mean is None) != (running_var is None):
-        raise ValueError(f"{_OP}: give both running_mean and running_var, or neither")
-    if not training and running_mean is None:
-        raise ValueError(f"{_OP}: running_mean and running_var are needed where training is false")
 
 
 class _Folded(NamedTuple):

@@ -182,12 +182,17 @@ def _check(
             )
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"{OP}: residual must have x's shape, {tuple(x.shape)}, not {tuple(residual.shape)}")
+    check_options(OP, running_mean, running_var, training, eps)
+
+
+def check_options(op: str, running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float) -> None:
+    """Raise ValueError where these do not go together in an op with a batch norm."""
     if (running_mean is None) != (running_var is None):
-        raise ValueError(f"{OP}: give both running_mean and running_var, or neither")
+        raise ValueError(f"{op}: give both running_mean and running_var, or neither")
     if not training and running_mean is None:
-        raise ValueError(f"{OP}: running_mean and running_var are needed where training is false")
+        raise ValueError(f"{op}: running_mean and running_var are needed where training is false")
     if not eps > 0:
-        raise ValueError(f"{OP}: eps must be above 0, not {eps}")
+        raise ValueError(f"{op}: eps must be above 0, not {eps}")
 
 
 class _BatchNormRelu(torch.autograd.Function):

@@ -8,15 +8,34 @@ import subprocess
 import sysconfig
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+
+from psp_fast.ops import backend
 
 HERE = Path(__file__).parent
 HEADERS = ("cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h", "cooperative_groups.h")
 COMPILER = next((path for path in map(shutil.which, ("g++", "c++")) if path), None)
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+
+def emulated(name: str) -> Any:
+    """A fixture: the module that <name>.cpp defines."""
+
+    @pytest.fixture(scope="session")
+    def module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+        return build(name, tmp_path_factory.mktemp(name))
+
+    return module
+
+
+def run_ops_on(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ops run the module's kernels."""
+    monkeypatch.setattr(backend, "native", lambda: module)
+    monkeypatch.setattr(backend, "choose", lambda op, x: "csrc/cuda")
 
 
 def build(name: str, folder: Path) -> ModuleType:

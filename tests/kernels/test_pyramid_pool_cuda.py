@@ -13,12 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from psp_fast.ops import backend, reference
+from psp_fast.ops import reference
 from psp_fast.ops.pyramid_pool import pyramid_pool
-from tests.kernels.on_host import build, needs_compiler
+from tests.kernels.on_host import emulated, needs_compiler, run_ops_on
 from tests.ops.checks import LAYOUTS, random
 
-NAME = "pyramid_pool_on_host"
 BINS = (1, 2, 3, 6)
 SIDES = ((1, 1), (1, 9), (9, 1), (7, 5), (31, 17), (60, 60))
 MODES = ("avg", "max")
@@ -32,16 +31,13 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-@pytest.fixture(scope="session")
-def module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    return build(NAME, tmp_path_factory.mktemp(NAME))
+module = emulated("pyramid_pool_on_host")
 
 
 @pytest.fixture(autouse=True)
 def on_host(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run the op on the emulated device."""
-    monkeypatch.setattr(backend, "native", lambda: module)
-    monkeypatch.setattr(backend, "choose", lambda op, x: "csrc/cuda")
+    run_ops_on(module, monkeypatch)
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
     yield

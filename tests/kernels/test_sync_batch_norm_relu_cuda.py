@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from psp_fast.kernels import sync_batch_norm_relu_cuda as kernels
-from psp_fast.ops import backend, reference, sync_batch_norm_relu
-from tests.kernels.on_host import build, needs_compiler
+from psp_fast.ops import reference, sync_batch_norm_relu
+from tests.kernels.on_host import emulated, needs_compiler, run_ops_on
 from tests.ops.checks import LAYOUTS, TOLERANCE, random, relative_error
 
-NAME = "sync_batch_norm_relu_on_host"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EPS, MOMENTUM = 1e-3, 0.3
 # Sizes that packs of 16 bytes divide, and others: a row, one place, more channels than a tile, several groups.
@@ -26,16 +25,13 @@ OPS = torch.ops.psp_fast
 pytestmark = needs_compiler
 
 
-@pytest.fixture(scope="session")
-def module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    return build(NAME, tmp_path_factory.mktemp(NAME))
+module = emulated("sync_batch_norm_relu_on_host")
 
 
 @pytest.fixture(autouse=True)
 def on_host(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run the op on the emulated device: 3 multiprocessors, 48 KB of shared memory."""
-    monkeypatch.setattr(backend, "native", lambda: module)
-    monkeypatch.setattr(backend, "choose", lambda op, x: "csrc/cuda")
+    run_ops_on(module, monkeypatch)
     monkeypatch.setattr(kernels, "_stream", lambda x: 0)
     yield
     use_device(module)

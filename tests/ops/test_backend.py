@@ -41,7 +41,6 @@ def test_concatenation_refuses_levels_of_another_batch() -> None:
 
 
 def test_channels_last_is_for_types_that_have_kernels() -> None:
-    """Of a network in bfloat16 a prediction takes three times as long in NCHW."""
     for dtype, wanted in (
         (torch.float32, True),
         (torch.bfloat16, True),
