@@ -8,13 +8,9 @@ import torch.distributed as dist
 from torch import nn
 
 from psp_fast import PSPNet
-from psp_fast.nn import (
-    SyncBatchNorm2d,
-    batch_norm_relu,
-    conv_bn_relu,
-    convert_sync_batch_norm,
-    revert_sync_batch_norm,
-)
+from psp_fast.nn import SyncBatchNorm2d, convert_sync_batch_norm, revert_sync_batch_norm
+from psp_fast.nn.fused import conv_bn_relu
+from psp_fast.nn.sync_batch_norm import normalise
 from tests.processes import run_ranks
 
 
@@ -36,7 +32,7 @@ def test_same_as_separate_modules(training, relu, residual, momentum):
     other = copy.deepcopy(bn)
     x, r = torch.randn(3, 7, 5, 4), torch.randn(3, 7, 5, 4) if residual else None
     for _ in range(2):
-        ours = batch_norm_relu(bn, x, residual=r, relu=relu)
+        ours = normalise(bn, x, r, relu=relu)
         theirs = other(x) if r is None else other(x) + r
         torch.testing.assert_close(ours, theirs.relu() if relu else theirs)
     for key, value in other.state_dict().items():
@@ -46,23 +42,22 @@ def test_same_as_separate_modules(training, relu, residual, momentum):
 def test_pointwise_convolution_is_one_op_with_the_same_numbers():
     torch.manual_seed(0)
     conv, bn, x = nn.Conv2d(6, 9, 1, bias=False), lively(nn.BatchNorm2d(9)), torch.randn(2, 6, 5, 5)
-    torch.testing.assert_close(conv_bn_relu(x, conv, copy.deepcopy(bn)), bn(conv(x)).relu())
+    torch.testing.assert_close(conv_bn_relu(x, (conv, copy.deepcopy(bn), nn.ReLU())), bn(conv(x)).relu())
 
 
 def test_a_padded_pointwise_convolution_is_padded():
     conv, bn, x = nn.Conv2d(6, 9, 1, padding=1, bias=False), lively(nn.BatchNorm2d(9)), torch.randn(2, 6, 5, 5)
-    torch.testing.assert_close(conv_bn_relu(x, conv, copy.deepcopy(bn)), bn(conv(x)).relu())
+    torch.testing.assert_close(conv_bn_relu(x, (conv, copy.deepcopy(bn), nn.ReLU())), bn(conv(x)).relu())
 
 
 def test_other_normalisations_are_called_as_they_are():
-    x = torch.randn(2, 4, 3, 3)
-    norm = nn.GroupNorm(2, 4)
-    torch.testing.assert_close(batch_norm_relu(norm, x, residual=x), (norm(x) + x).relu())
+    x, conv, norm = torch.randn(2, 4, 3, 3), nn.Conv2d(4, 4, 1, bias=False), nn.GroupNorm(2, 4)
+    torch.testing.assert_close(conv_bn_relu(x, (conv, norm, nn.ReLU()), x), (norm(conv(x)) + x).relu())
 
 
 def test_one_value_per_channel_is_refused_with_the_shape():
     with pytest.raises(ValueError, match=r"more than one value per channel.*\(1, 4, 1, 1\)"):
-        batch_norm_relu(nn.BatchNorm2d(4), torch.zeros(1, 4, 1, 1))
+        normalise(nn.BatchNorm2d(4), torch.zeros(1, 4, 1, 1), relu=True)
 
 
 def test_convert_keeps_parameters_statistics_and_keys():
@@ -126,7 +121,7 @@ def _sync_modules(rank, world):
     ours = SyncBatchNorm2d(6, relu=True).double()
     theirs = nn.SyncBatchNorm(6).double()  # torch's own module runs on CPU through our op
     for bn in (lively(ours), lively(theirs)):
-        _check_against_whole_batch(rank, bn, lambda bn, x, r: batch_norm_relu(bn, x, residual=r))
+        _check_against_whole_batch(rank, bn, lambda bn, x, r: normalise(bn, x, r, relu=True))
     alone = [dist.new_group([k]) for k in range(world)][rank]
     assert convert_sync_batch_norm(nn.SyncBatchNorm(6, process_group=alone)).process_group is alone
     assert convert_sync_batch_norm(nn.SyncBatchNorm(6), alone).process_group is alone

@@ -129,17 +129,20 @@ def matmul_statistics(
     return zs, list(stats)
 
 
-def matmul_bias_relu(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, relu: bool = True
+def matmul_affine_relu(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None, relu: bool = True
 ) -> Tensor:
-    """relu(x @ weight^T + bias + residual) for x (N, C, H, W), weight (O, C), bias (O), a residual like the result."""
+    """relu((x @ weight^T) * scale + shift + residual), rounded once.
+
+    x is (N, C, H, W), weight (O, C), scale and shift (O), the residual like the result.
+    """
     maps = _maps(x)
     outputs, channels = weight.shape
     (y,) = maps.empty(outputs)
     config = _config(maps, outputs)
     with torch.cuda.device_of(x):
-        multiply_with_bias[(maps.tiles(config.rows) * triton.cdiv(outputs, config.columns),)](
-            *(maps.maps[0], weight.contiguous(), bias, y if residual is None else maps.like(residual), y),
+        multiply_with_affine[(maps.tiles(config.rows) * triton.cdiv(outputs, config.columns),)](
+            *(maps.maps[0], weight.contiguous(), scale, shift, y if residual is None else maps.like(residual), y),
             *(maps.pixels(0), channels, outputs),
             RESIDUAL=residual is not None,
             RELU=relu,
@@ -386,11 +389,11 @@ def merge_statistics(
 
 
 @triton.jit
-def multiply_with_bias(
-    x, weight, bias, residual, y, pixels, channels, outputs, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
+def multiply_with_affine(
+    x, weight, scale, shift, residual, y, pixels, channels, outputs, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """y = relu(x @ weight^T + bias + residual), programs in the order of multiply_with_statistics."""
+    """y = relu((x @ weight^T) * scale + shift + residual), programs in the order of multiply_with_statistics."""
     columns = tl.cdiv(outputs, COLUMNS)
     tile = tl.program_id(0) // columns
     o = tl.program_id(0) % columns * COLUMNS + tl.arange(0, COLUMNS)
@@ -398,10 +401,11 @@ def multiply_with_bias(
     image = (tile // rows).to(tl.int64)
     p = tile % rows * ROWS + tl.arange(0, ROWS)
     total = _product(
-        x + image * pixels * channels, weight, bias, bias, p, o, pixels, channels, outputs, 1, channels, False, False,
+        x + image * pixels * channels, weight, scale, shift, p, o, pixels, channels, outputs, 1, channels, False, False,
         CHANNELS_LAST, ROWS, COLUMNS, INNER,
     )  # fmt: skip
-    total += tl.load(bias + o, o < outputs, other=0).to(tl.float32)[None, :]
+    factor = tl.load(scale + o, o < outputs, other=0).to(tl.float32)[None, :]
+    total = total * factor + tl.load(shift + o, o < outputs, other=0).to(tl.float32)[None, :]
     at, exists = _map_tile(y + image * pixels * outputs, p, o, pixels, outputs, CHANNELS_LAST)
     if RESIDUAL:
         other, exists = _map_tile(residual + image * pixels * outputs, p, o, pixels, outputs, CHANNELS_LAST)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from psp_fast import ops
 from psp_fast.checkpoints import Paths, Weights, load_checkpoint, load_weights, read_weights
 from psp_fast.errors import CheckpointError
-from psp_fast.models.pyramid import Head, PyramidPooling
+from psp_fast.models.pyramid import Head, PyramidPooling, head_of_pyramid
 from psp_fast.models.resnet import BLOCKS, STEMS, initialise, make_stages, make_stem
+from psp_fast.nn.exact import is_exactly, is_unhooked, may_fuse
 from psp_fast.normalisation import MEAN, STD
 
 
@@ -97,7 +98,6 @@ class PSPNet(nn.Module):
             raise ValueError(f"PSPNet: head_channels must be three positive integers, got {head_channels!r}")
         self.zoom_factor, self.align_corners, self.use_ppm = zoom_factor, align_corners, use_ppm
         self.mean, self.std = MEAN, STD
-        self.criterion = nn.CrossEntropyLoss(ignore_index=255) if criterion is None else criterion
         self.layer0, channels = make_stem(stem)
         geometry = {"stride_in_1x1": stride_in_1x1, "avg_down": avg_down, "recompute": recompute}
         stages, widths = make_stages(layers, channels, dilation, output_stride, **geometry)
@@ -110,9 +110,11 @@ class PSPNet(nn.Module):
         if use_ppm:
             self.ppm = PyramidPooling(widths[3], level_channels if dim_reduction else None, bins, pool, align_corners)
             in_channels = self.ppm.out_channels
-        self.cls = Head(in_channels, main_channels, classes, dropout, align_corners)
+        self.cls = Head(in_channels, main_channels, classes, dropout)
         if aux:
-            self.aux = Head(widths[2], aux_channels, classes, dropout, align_corners)
+            self.aux = Head(widths[2], aux_channels, classes, dropout)
+        # The last child: tools that run children one after another stop before it.
+        self.criterion = nn.CrossEntropyLoss(ignore_index=255) if criterion is None else criterion
         self.options: dict[str, Any] = {
             "layers": layers,
             "classes": classes,
@@ -171,61 +173,74 @@ class PSPNet(nn.Module):
         return (height - 1) // 8 * self.zoom_factor + 1, (width - 1) // 8 * self.zoom_factor + 1
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Full-resolution logits in eval mode; (argmax, main_loss, aux_loss) in training.
+        """Full-resolution logits (N, classes, H, W); in training with labels (argmax, main_loss, aux_loss).
 
         Args:
-            x: images (N, 3, H, W), normalised; any H and W.
-            y: labels (N, h, w) of `output_size(H, W)`, int64 or uint8, training only.
+            x: images (N, in_channels, H, W), normalised; any H and W.
+            y: labels (N, h, w) or (N, 1, h, w) of `output_size(H, W)`, any integer type; read in training only.
         """
         size = self.output_size(x.shape[2], x.shape[3])
-        if not self.training:
-            return F.interpolate(self._logits(x)[0], size, mode="bilinear", align_corners=self.align_corners)
+        if not self.training or isinstance(y, torch.fx.Proxy):  # a traced graph is one of images
+            y = None
+        if y is not None:
+            y = _labels(y, (x.shape[0], *size), x.shape)
+        logits, aux = self._logits(x)
         if y is None:
-            raise ValueError("PSPNet: in training mode forward needs labels, model(x, y); call model.eval() for logits")
-        if tuple(y.shape) != (x.shape[0], *size):
-            raise ValueError(
-                f"PSPNet: labels must have shape {(x.shape[0], *size)} for images {tuple(x.shape)}, got "
-                f"{tuple(y.shape)}"
-            )
-        main, aux = self._logits(x)
-        main_loss, argmax = self._loss_and_argmax(main, y)
-        return argmax.long(), main_loss, main.new_zeros(()) if aux is None else self._loss(aux, y)
+            return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
+        main_loss, argmax = self._loss_and_argmax(logits, y)
+        return argmax.long(), main_loss, logits.new_zeros(()) if aux is None else self._loss(aux, y)
 
     @torch.no_grad()
-    def predict(self, x: Tensor) -> Tensor:
-        """Label map (N, H, W) of images (N, 3, H, W): uint8 up to 256 classes, else int64. Needs eval mode."""
+    def predict(self, x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Label map (N, H, W) of images (N, in_channels, H, W). Needs eval mode.
+
+        Its type is uint8 up to 256 classes, else int64, or dtype. Arithmetic on uint8 overflows above 255: ask for
+        torch.int64 to compute with labels, such as `classes * label + prediction` for a confusion matrix.
+        """
         if self.training:
             raise RuntimeError(
                 "PSPNet: predict needs eval mode (dropout and batch statistics are on): call model.eval() first"
             )
-        return ops.upsample_argmax(self._logits(x)[0], x.shape[2:], self.align_corners)
+        # Hooks on the network, and subclasses, see the call that they know.
+        known = type(self).forward is PSPNet.forward and "forward" not in self.__dict__ and is_unhooked(self)
+        logits = self._logits(x)[0] if known else self(x)
+        labels = ops.upsample_argmax(logits, x.shape[2:], self.align_corners)
+        return labels if dtype is None else labels.to(dtype)
 
     def _logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits of both heads at the backbone's resolution; the auxiliary ones in training only."""
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"PSPNet: images must have shape (N, 3, H, W), got {tuple(x.shape)}")
-        if ops.prefers_channels_last(x):
+        fuses = may_fuse(x)
+        if fuses:  # else x may stand for images of any shape
+            self._check_images(x)
+        if fuses and ops.prefers_channels_last(x):
             x = x.contiguous(memory_format=torch.channels_last)
         shallow = self.layer3(self.layer2(self.layer1(self.layer0(x))))
         # Before layer4: backward goes the other way round, and has the auxiliary gradients after layer4, its peak.
         aux = self.aux(shallow) if self.training and hasattr(self, "aux") else None
         deep = self.layer4(shallow)
-        return self.cls(deep, self.ppm.levels(deep) if self.use_ppm else ()), aux
+        return head_of_pyramid(self.cls, self.ppm, deep) if self.use_ppm else self.cls(deep), aux
+
+    def _check_images(self, x: Tensor) -> None:
+        """Raise ValueError where x does not fit the first convolution, whichever module has replaced it."""
+        first = next((m for m in self.layer0.modules() if isinstance(m, nn.Conv2d)), None)
+        channels = x.shape[1] if first is None or x.ndim != 4 else first.in_channels
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"PSPNet: images must have shape (N, {channels}, H, W), got {tuple(x.shape)}")
 
     def _loss_and_argmax(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        if self._has_fused_loss():
+        if self._has_fused_loss(logits):
             return ops.upsample_cross_entropy_argmax(logits, target, **self._fused_options())
         argmax = ops.upsample_argmax(logits.detach(), target.shape[1:], self.align_corners)
         return self._loss(logits, target), argmax
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self._has_fused_loss():
+        if self._has_fused_loss(logits):
             return ops.upsample_cross_entropy(logits, target, **self._fused_options())
         full = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=self.align_corners)
         return self.criterion(full, target.long())
 
-    def _has_fused_loss(self) -> bool:
-        return type(self.criterion) is nn.CrossEntropyLoss
+    def _has_fused_loss(self, logits: Tensor) -> bool:
+        return may_fuse(logits) and is_exactly(self.criterion, nn.CrossEntropyLoss)
 
     def _fused_options(self) -> dict[str, Any]:
         return {
@@ -235,6 +250,17 @@ class PSPNet(nn.Module):
             "align_corners": self.align_corners,
             "reduction": self.criterion.reduction,
         }
+
+
+def _labels(y: Tensor, shape: tuple[int, int, int], images: Sequence[int]) -> Tensor:
+    """y as (N, H, W) of uint8 or int64; raises where it is not integers of this shape."""
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
+        found = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"PSPNet: labels must be a tensor of an integer type, not {found}")
+    labels = y[:, 0] if y.ndim == 4 and y.shape[1] == 1 else y
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"PSPNet: labels must have shape {shape} for images {tuple(images)}, got {tuple(y.shape)}")
+    return labels if labels.dtype == torch.uint8 else labels.long()
 
 
 def _one_of(name: str, value: object, allowed: tuple) -> None:

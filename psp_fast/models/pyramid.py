@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from psp_fast import ops
-from psp_fast.nn import batch_norm_relu, conv_bn_relu, conv_bn_relu_levels, is_relu, synced_group
-from psp_fast.ops.pyramid_conv3x3 import gathers_statistics, pyramid_conv3x3_statistics
+from psp_fast.nn.exact import is_exactly, may_fuse
+from psp_fast.nn.fused import conv_bn_relu, conv_bn_relu_levels, is_3x3, pyramid_conv_bn_relu
+from psp_fast.nn.sync_batch_norm import is_batch_norm, synced_group
+from psp_fast.ops import reference
+
+_POOLS: dict[str, type[nn.Module]] = {"avg": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}
 
 
 class PyramidPooling(nn.Module):
@@ -28,11 +32,9 @@ class PyramidPooling(nn.Module):
     ) -> None:
         super().__init__()
         self.bins, self.pool, self.align_corners = tuple(bins), pool, align_corners
-        self.reduce = reduced_channels is not None
-        adaptive_pool = nn.AdaptiveAvgPool2d if pool == "avg" else nn.AdaptiveMaxPool2d
         self.features = nn.ModuleList()
         for b in self.bins:
-            level: list[nn.Module] = [adaptive_pool(b)]
+            level = [_POOLS[pool](b)]
             if reduced_channels is not None:
                 conv = nn.Conv2d(in_channels, reduced_channels, 1, bias=False)
                 level += [conv, nn.BatchNorm2d(reduced_channels), nn.ReLU(inplace=True)]
@@ -41,34 +43,49 @@ class PyramidPooling(nn.Module):
 
     def levels(self, x: Tensor) -> list[Tensor]:
         """The levels of x (N, C, H, W), each (N, C_b, b, b), coarsest resolution first as in bins."""
-        pooled = ops.pyramid_pool(x, self.bins, self.pool)
-        if not self.reduce:
+        pools = self._pools() if may_fuse(x) else None
+        if pools is None:
+            return [level(x) for level in self.features]
+        pooled = ops.pyramid_pool(x, *pools)
+        layers: list[Any] = [tuple(cast(nn.Sequential, level))[1:] for level in self.features]
+        if not any(layers):
             return list(pooled)
-        layers = []
         for i, p in enumerate(pooled):
-            _, conv, bn, _ = cast(nn.Sequential, self.features[i])
-            if p.numel() == p.shape[1] and bn.training and synced_group(bn) is None:
-                raise ValueError(
-                    f"ppm.features.{i}.2: batch norm of bin {self.bins[i]} sees one value per channel with a batch "
-                    "of 1 in training: "
-                    "use a larger batch, several processes with SyncBatchNorm, or put ppm in eval mode"
-                )
-            layers.append((cast(nn.Conv2d, conv), bn))
-        activations = [cast(nn.Sequential, level)[3] for level in self.features]
-        if all(is_relu(act) for act in activations):
-            return conv_bn_relu_levels(pooled, layers)
-        levels = zip(pooled, layers, activations, strict=True)
-        return [act(conv_bn_relu(p, *layer, relu=False)) for p, layer, act in levels]
+            self._check_batch(p, i)
+        return conv_bn_relu_levels(pooled, layers)
+
+    def _pools(self) -> tuple[list[int], str] | None:
+        """Bins and mode of the levels where one op may pool for all of them, else None."""
+        levels = [level for level in self.features if is_exactly(level, nn.Sequential)]
+        whole = is_exactly(self.features, nn.ModuleList) and len(levels) == len(self.features) > 0
+        if not whole or {len(level) for level in levels} not in ({1}, {4}):
+            return None
+        pools = [level[0] for level in levels]
+        bins: list[Any] = [getattr(pool, "output_size", None) for pool in pools]
+        for mode, kind in _POOLS.items():
+            if all(is_exactly(pool, kind) and not getattr(pool, "return_indices", False) for pool in pools):
+                return (bins, mode) if all(isinstance(b, int) for b in bins) else None
+        return None
+
+    def _check_batch(self, pooled: Tensor, i: int) -> None:
+        """Raise ValueError where the batch norm of level i would train on one value a channel."""
+        bn = cast(nn.Sequential, self.features[i])[2]
+        if is_batch_norm(bn) and bn.training and pooled.numel() == pooled.shape[1] and synced_group(bn) is None:
+            raise ValueError(
+                f"ppm.features.{i}.2: batch norm of bin {pooled.shape[2]} sees one value per channel with a batch of 1 "
+                "in training: use a larger batch, several processes with SyncBatchNorm, or put ppm in eval mode"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """x and its upsampled levels, concatenated: (N, out_channels, H, W)."""
-        return ops.upsample_concat(x, self.levels(x), self.align_corners)
+        upsample_concat = ops.upsample_concat if may_fuse(x) else reference.upsample_concat
+        return upsample_concat(x, self.levels(x), self.align_corners)
 
 
 class Head(nn.Sequential):
     """3x3 convolution, batch norm, ReLU, dropout of whole channels, 1x1 classifier."""
 
-    def __init__(self, in_channels: int, channels: int, classes: int, dropout: float, align_corners: bool) -> None:
+    def __init__(self, in_channels: int, channels: int, classes: int, dropout: float) -> None:
         super().__init__(
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
@@ -76,19 +93,26 @@ class Head(nn.Sequential):
             nn.Dropout2d(dropout),
             nn.Conv2d(channels, classes, 1),
         )
-        self.align_corners = align_corners
 
-    def forward(self, x: Tensor, pyramid: Sequence[Tensor] = ()) -> Tensor:  # type: ignore[override]
-        """Logits (N, classes, H, W) of x (N, C, H, W) with the levels of its pyramid."""
-        conv, bn, act, dropout, classifier = self
-        weight, relu = cast(nn.Conv2d, conv).weight, is_relu(act)
-        if not pyramid:
-            out = conv_bn_relu(x, cast(nn.Conv2d, conv), bn, relu=relu)
-            return classifier(dropout(out if relu else act(out)))
-        stats = None
-        if bn.training and gathers_statistics(x):
-            out, stats = pyramid_conv3x3_statistics(x, pyramid, weight, self.align_corners)
-        else:
-            out = ops.pyramid_conv3x3(x, pyramid, weight, self.align_corners)
-        out = batch_norm_relu(bn, out, stats=stats, relu=relu)
-        return classifier(dropout(out if relu else act(out)))
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes, H, W) of x (N, C, H, W)."""
+        if len(self) < 3 or not may_fuse(x):
+            return super().forward(x)
+        conv, bn, relu, *rest = self
+        return _apply(rest, conv_bn_relu(x, (conv, bn, relu)))
+
+
+def head_of_pyramid(head: nn.Module, ppm: nn.Module, x: Tensor) -> Tensor:
+    """head(ppm(x)), without upsampled levels where both are what this module makes."""
+    if not (may_fuse(x) and is_exactly(ppm, PyramidPooling) and is_exactly(head, Head) and len(head) >= 3):
+        return head(ppm(x))
+    conv, bn, relu, *rest = head
+    if not (is_3x3(conv) and conv.dilation == (1, 1)):
+        return head(ppm(x))
+    return _apply(rest, pyramid_conv_bn_relu(x, ppm.levels(x), (conv, bn, relu), ppm.align_corners))
+
+
+def _apply(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from torch import Tensor, nn
 
-from psp_fast.nn import bottleneck, conv_bn_relu, is_relu, stem, trains_bottleneck, trains_stem
+from psp_fast.nn.exact import is_exactly, may_fuse
+from psp_fast.nn.fused import Layer, bottleneck, conv_bn_relu, stem, trains_bottleneck, trains_stem
 
 BLOCKS = {
     18: (2, 2, 2, 2),
@@ -47,11 +47,12 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=second, dilation=second, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
         self.pool, self.downsample = _shortcut_layers(in_channels, channels, geometry)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = conv_bn_relu(x, self.conv1, self.bn1)
-        return conv_bn_relu(out, self.conv2, self.bn2, residual=_shortcut(x, self.pool, self.downsample))
+        out = conv_bn_relu(x, (self.conv1, self.bn1, self.relu))
+        return conv_bn_relu(out, (self.conv2, self.bn2, self.relu), _shortcut(x, self.pool, self.downsample))
 
 
 class Bottleneck(nn.Module):
@@ -71,17 +72,22 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
         self.pool, self.downsample = _shortcut_layers(in_channels, out_channels, geometry)
 
     def forward(self, x: Tensor) -> Tensor:
-        layers: list[tuple] = [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
-        if self.downsample is not None:
-            layers.append(tuple(self.downsample))
-        if self.pool is None and trains_bottleneck(x, layers):
-            return bottleneck(x, layers, self.recompute)
-        out = conv_bn_relu(x, self.conv1, self.bn1)
-        out = conv_bn_relu(out, self.conv2, self.bn2)
-        return conv_bn_relu(out, self.conv3, self.bn3, residual=_shortcut(x, self.pool, self.downsample))
+        layers: list[Layer] = [
+            (self.conv1, self.bn1, self.relu),
+            (self.conv2, self.bn2, self.relu),
+            (self.conv3, self.bn3, self.relu),
+        ]
+        projection = _projection(self.downsample)
+        as_one = self.pool is None and (projection is not None or self.downsample is None)
+        block = layers if projection is None else [*layers, projection]
+        if as_one and trains_bottleneck(x, block):
+            return bottleneck(x, block, self.recompute)
+        out = conv_bn_relu(conv_bn_relu(x, layers[0]), layers[1])
+        return conv_bn_relu(out, layers[2], _shortcut(x, self.pool, self.downsample))
 
 
 def _shortcut_layers(
@@ -97,11 +103,19 @@ def _shortcut_layers(
     return pool, nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
-def _shortcut(x: Tensor, pool: nn.AvgPool2d | None, downsample: nn.Sequential | None) -> Tensor:
+def _projection(downsample: nn.Module | None) -> Layer | None:
+    """The layer of a shortcut that is one convolution and one batch norm, called by nobody but the block."""
+    if downsample is None or not is_exactly(downsample, nn.Sequential) or len(downsample) != 2:
+        return None
+    return downsample[0], downsample[1], None
+
+
+def _shortcut(x: Tensor, pool: nn.Module | None, downsample: nn.Module | None) -> Tensor:
     if downsample is None:
         return x
     x = x if pool is None else pool(x)
-    return conv_bn_relu(x, cast(nn.Conv2d, downsample[0]), downsample[1], relu=False)
+    projection = _projection(downsample) if may_fuse(x) else None
+    return downsample(x) if projection is None else conv_bn_relu(x, projection)
 
 
 class Stem(nn.Sequential):
@@ -109,13 +123,13 @@ class Stem(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         *modules, pool = self
-        layers = [(cast(nn.Conv2d, conv), bn) for conv, bn in zip(modules[::3], modules[1::3], strict=True)]
-        if not all(is_relu(act) for act in modules[2::3]):
+        if len(modules) % 3 or not may_fuse(x):
             return super().forward(x)
+        layers = list(zip(modules[::3], modules[1::3], modules[2::3], strict=True))
         if trains_stem(x, layers, pool):
             return stem(x, layers)
-        for conv, bn in layers:
-            x = conv_bn_relu(x, conv, bn)
+        for layer in layers:
+            x = conv_bn_relu(x, layer)
         return pool(x)
 
 

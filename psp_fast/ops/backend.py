@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import torch  # first, so that _native finds torch's OpenMP in the process
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode, is_traceable_wrapper_subclass
 
 from psp_fast.errors import ConfigError, PspFastError
 
@@ -109,7 +110,7 @@ def choose(op: str, x: Tensor, dtype: torch.dtype | None = None) -> str:
     dtype stands for x's type where x will be converted first.
     """
     setting = _checked(_setting)
-    if setting == "reference":
+    if setting == "reference" or needs_plain_ops(x):
         return "reference"
     device = "cuda" if setting == "triton" else x.device.type
     for kernel in _kernels.get((op, device), ()):
@@ -117,6 +118,22 @@ def choose(op: str, x: Tensor, dtype: torch.dtype | None = None) -> str:
         if wanted and (dtype or x.dtype) in kernel.dtypes and kernel.missing() is None:
             return kernel.name
     return "reference"
+
+
+def needs_plain_ops(x: Tensor) -> bool:
+    """Whether x is traced, exported or transformed, which only PyTorch's own ops can be.
+
+    That is torch.jit.trace, torch.export and ONNX's exporters, the transforms of torch.func, forward-mode automatic
+    differentiation, and tensors that wrap others, such as DTensor.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return (
+        torch.jit.is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or (type(x) is not Tensor and is_traceable_wrapper_subclass(x))
+    )
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -23,7 +23,7 @@ FLAGS = {  # those that psp_fast.ops launches a kernel with, the last with all t
         {"GROUPED": True, "PROLOGUE": False, "RELU": False},
         {"GROUPED": False, "PROLOGUE": True, "RELU": True},
     ),
-    "multiply_with_bias": tuple(
+    "multiply_with_affine": tuple(
         {"RESIDUAL": residual, "RELU": relu} for residual in (False, True) for relu in (False, True)
     ),
     "multiply_back": ({"NORMALISED": False, "RELU": False}, {"NORMALISED": True, "RELU": True}),
@@ -59,7 +59,7 @@ class Case:
         self.dz = random(n, o, height, width, dtype=dtype, layout=layout, seed=1)
         self.residual = random(n, o, height, width, dtype=dtype, seed=2)
         self.weight = random(o, c, dtype=dtype, seed=3)
-        self.bias = random(o, seed=4)
+        self.factor, self.bias = random(o, seed=9), random(o, seed=4)
         self.scale, self.shift, self.mean, self.invstd = (random(c, seed=seed) for seed in (5, 6, 7, 8))
         self.tolerance = TOLERANCE[dtype]
 
@@ -99,11 +99,11 @@ def check_statistics(case: Case) -> None:
     assert z.stride() == case.dz.stride() and z.dtype == case.x.dtype
 
 
-def check_bias(case: Case) -> None:
-    y = kernels.matmul_bias_relu(case.x, case.weight, case.bias, case.residual)
-    plain = product(case.x, case.weight) + along(case.bias)
+def check_affine(case: Case) -> None:
+    y = kernels.matmul_affine_relu(case.x, case.weight, case.factor, case.bias, case.residual)
+    plain = product(case.x, case.weight) * along(case.factor) + along(case.bias)
     assert case.close(y, (plain + case.residual).relu())
-    assert case.close(kernels.matmul_bias_relu(case.x, case.weight, case.bias, relu=False), plain)
+    assert case.close(kernels.matmul_affine_relu(case.x, case.weight, case.factor, case.bias, relu=False), plain)
 
 
 def check_input_gradient(case: Case) -> None:
@@ -125,7 +125,7 @@ def check_weight_gradient(case: Case) -> None:
     assert case.close(dw, torch.einsum("nohw,nchw->oc", case.dz.double(), case.normalised()))
 
 
-CHECKS = (check_statistics, check_bias, check_input_gradient, check_weight_gradient)
+CHECKS = (check_statistics, check_affine, check_input_gradient, check_weight_gradient)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -182,7 +182,7 @@ def test_empty_batch(layout: str) -> None:
     zs, stats = kernels.matmul_statistics([case.x, case.x], [case.weight, case.weight])
     assert [z.shape for z in zs] == [(0, 7, 3, 4)] * 2
     assert not any(stat.any() for stat in stats)
-    assert kernels.matmul_bias_relu(case.x, case.weight, case.bias).shape == (0, 7, 3, 4)
+    assert kernels.matmul_affine_relu(case.x, case.weight, case.factor, case.bias).shape == (0, 7, 3, 4)
     dx, sums = kernels.matmul_input_gradient(case.dz, case.weight, case.before())
     assert dx.shape == case.x.shape and sums is not None and not sums.any()
     assert not kernels.matmul_weight_gradient(case.dz, case.x).any()
@@ -195,7 +195,7 @@ def test_nan_and_infinity_pass() -> None:
     weight = torch.tensor([[1.0, 0.0]], device=DEVICE)
     one, zero = torch.ones(2, device=DEVICE), torch.zeros(2, device=DEVICE)
     want = torch.tensor([torch.nan, torch.inf, 0.0, x[0, 0, 0, 3].relu()], device=DEVICE).view(1, 1, 1, 4)
-    y = kernels.matmul_bias_relu(x, weight, zero[:1])
+    y = kernels.matmul_affine_relu(x, weight, one[:1], zero[:1])
     torch.testing.assert_close(y, want, equal_nan=True)
     (z,), _ = kernels.matmul_statistics([x], [weight], one, zero, relu=True)
     torch.testing.assert_close(z, want, equal_nan=True)

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from psp_fast.models.resnet import Bottleneck, Geometry
-from psp_fast.nn import convert_sync_batch_norm, trains_bottleneck
+from psp_fast.nn import convert_sync_batch_norm
+from psp_fast.nn.fused import trains_bottleneck
 from psp_fast.ops import use
 from psp_fast.ops.block import BatchNorm, Layer
 from psp_fast.ops.bottleneck import bottleneck
@@ -215,7 +216,9 @@ def test_backward_inside_autocast() -> None:
 def test_other_layers_run_one_by_one(conv: str, changed: nn.Module) -> None:
     made = block(dtype=torch.float32)
     setattr(made, conv, changed)
-    layers = [(made.conv1, made.bn1), (made.conv2, made.bn2), (made.conv3, made.bn3), tuple(made.downsample)]
+    layers = [(getattr(made, f"conv{i}"), getattr(made, f"bn{i}"), made.relu) for i in (1, 2, 3)] + [
+        (*made.downsample, None)
+    ]
     assert not trains_bottleneck(random(2, 24, 8, 8), layers)
 
 

@@ -1,4 +1,4 @@
-"""conv1x1_bn_relu against its reference: training, frozen, folded; layouts, types, and inside PyTorch."""
+"""conv1x1_bn_relu against its reference: training, frozen, without a gradient; layouts, types, and inside PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from psp_fast import ops
 from psp_fast.ops import backend, reference
 from psp_fast.ops import conv1x1_bn_relu as op
 from tests.ops.checks import LAYOUTS, assert_matches, random, relative_error
@@ -66,8 +65,7 @@ def test_half_precision(implementation: str, training: bool) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_folded(implementation: str, layout: str) -> None:
-    """Without a gradient the frozen batch norm is in the weight."""
+def test_without_a_gradient(implementation: str, layout: str) -> None:
     for shape in SMALL if implementation == "triton" else SHAPES:
         *tensors, residual = operands(*shape, layout=layout)
         for extra in (residual, None):
@@ -80,107 +78,40 @@ def test_folded(implementation: str, layout: str) -> None:
                 assert y.is_contiguous(memory_format=LAYOUTS[layout])
 
 
+def _through_numpy(tensor: Tensor) -> None:
+    tensor.detach().numpy()[...] *= 1.5
+
+
+def _through_data(tensor: Tensor) -> None:
+    tensor.data.mul_(1.5)
+
+
+def _new_data(tensor: Tensor) -> None:
+    tensor.data = 1.5 * tensor.data
+
+
+def _through_vector(tensor: Tensor) -> None:
+    torch.nn.utils.vector_to_parameters(1.5 * tensor.detach().flatten(), [tensor])
+
+
+@pytest.mark.parametrize("change", [_through_numpy, _through_data, _new_data, _through_vector])
 @torch.no_grad()
-def test_the_weight_is_folded_once_and_again_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, scale, shift, _ = operands(2, 16, 24, 9, 8)
-    mean, var = statistics(24)
-    tensors = {"weight": weight, "scale": scale, "shift": shift, "mean": mean, "var": var}
-    reorder, folds = torch.ops.mkldnn._reorder_convolution_weight, []
-
-    def counted(*args: Any) -> Tensor:
-        folds.append(1)
-        return reorder(*args)
-
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", counted)
-
-    def call(op: Callable[..., Tensor]) -> Tensor:
-        return op(x, weight, scale, shift, mean, var, training=False)
-
-    for _ in range(3):
-        call(op)
-    assert len(folds) == 1
-    for i, tensor in enumerate(tensors.values()):
-        tensor.mul_(1.5)
-        torch.testing.assert_close(call(op), call(reference.conv1x1_bn_relu))
-        assert len(folds) == 2 + i
+def test_changes_that_pytorch_does_not_count_are_seen(implementation: str, change: Callable[[Tensor], None]) -> None:
+    x, *parameters, _ = operands(2, 16, 24, 9, 8)
+    given = [torch.nn.Parameter(tensor) for tensor in (*parameters, *statistics(24))]
+    for tensor in given:
+        op(x, *given, training=False)
+        change(tensor)
+        torch.testing.assert_close(op(x, *given, training=False), reference.conv1x1_bn_relu(x, *given, training=False))
 
 
+@pytest.mark.parametrize("affine", [(True, False), (False, True), (False, False)])
 @torch.no_grad()
-def test_the_weight_is_in_the_order_for_the_shape_of_x(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, scale, shift, _ = operands(2, 16, 24, 9, 8)
-    rest = (weight, scale, shift, *statistics(24))
-    reorder, shapes = torch.ops.mkldnn._reorder_convolution_weight, []
-
-    def noted(*args: Any) -> Tensor:
-        shapes.append(tuple(args[-1]))
-        return reorder(*args)
-
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", noted)
-    for part in (x, x, x[:, :, 2:], x[:1], x[:1], x):
-        ours, expected = (f(part, *rest, training=False) for f in (op, reference.conv1x1_bn_relu))
-        torch.testing.assert_close(ours, expected)
-    assert shapes == [(2, 16, 9, 8), (2, 16, 7, 8), (1, 16, 9, 8), (2, 16, 9, 8)]
-
-
-def _train_ours(x: Tensor, mean: Tensor, var: Tensor) -> None:
-    ops.sync_batch_norm_relu(x, None, None, mean, var, training=True)
-
-
-def _train_reference(x: Tensor, mean: Tensor, var: Tensor) -> None:
-    reference.sync_batch_norm_relu(x, None, None, mean, var, training=True)
-
-
-def _train_torch(x: Tensor, mean: Tensor, var: Tensor) -> None:
-    torch.nn.functional.batch_norm(x, mean, var, training=True)  # changes them without counting it
-
-
-@pytest.mark.parametrize("train", [_train_ours, _train_reference, _train_torch])
-@torch.no_grad()
-def test_the_weight_is_folded_again_after_training(train: Callable[[Tensor, Tensor, Tensor], None]) -> None:
-    x, weight, scale, shift, _ = operands(2, 16, 24, 9, 8)
-    given = (x, weight, scale, shift, *statistics(24))
-    op(*given, training=False)
-    train(3 * random(2, 24, 5, 5) + 5, *given[4:])
+def test_without_a_scale_or_a_shift(implementation: str, affine: tuple[bool, bool]) -> None:
+    x, weight, *both, _ = operands(2, 16, 24, 9, 8)
+    vectors = [vector if there else None for vector, there in zip(both, affine, strict=True)]
+    given = (x, weight, *vectors, *statistics(24))
     torch.testing.assert_close(op(*given, training=False), reference.conv1x1_bn_relu(*given, training=False))
-
-
-@torch.no_grad()
-def test_the_folded_weight_knows_which_of_its_tensors_are_missing() -> None:
-    x, weight, scale, *_ = operands(2, 16, 24, 9, 8)
-    for affine in ((scale, None), (None, scale), (scale, None), (None, None)):
-        given = (x, weight, *affine, *statistics(24))
-        torch.testing.assert_close(op(*given, training=False), reference.conv1x1_bn_relu(*given, training=False))
-
-
-@torch.no_grad()
-def test_a_new_tensor_is_not_taken_for_an_old_one() -> None:
-    """Neither by its address, which memory of a freed tensor may have, nor by its version."""
-    x, weight, scale, shift, _ = operands(2, 16, 24, 9, 8)
-    for seed in range(5):
-        mean, var = random(24, seed=seed), random(24, seed=seed + 5).square() + 0.1  # freed in every round
-        given = (x, weight, scale, shift, mean, var)
-        torch.testing.assert_close(op(*given, training=False), reference.conv1x1_bn_relu(*given, training=False))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@torch.no_grad()
-def test_a_traced_layer_has_no_folded_weight_inside() -> None:
-    x, weight, scale, shift, _ = operands(2, 16, 24, 9, 8)
-    mean, var = statistics(24)
-
-    class Layer(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(weight)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return op(x, self.weight, scale, shift, mean, var, training=False)
-
-    traced = torch.jit.trace(Layer(), x)
-    traced.weight.mul_(2)  # a folded copy of it would not change
-    given = (scale, shift, mean, var)
-    torch.testing.assert_close(traced(x), reference.conv1x1_bn_relu(x, traced.weight, *given, training=False))
 
 
 def test_running_statistics(implementation: str) -> None:
@@ -284,7 +215,7 @@ def test_bad_arguments(x: Any, weight: Tensor, error: type[Exception], message: 
 @pytest.mark.filterwarnings("ignore:invalid value")  # of NumPy, in the interpreter
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_and_infinity_pass_when_folded(implementation: str, dtype: torch.dtype, relu: bool) -> None:
+def test_nan_and_infinity_pass_without_a_gradient(implementation: str, dtype: torch.dtype, relu: bool) -> None:
     tensors = operands(2, 20, 18, 5, 7, dtype=dtype, layout="channels_last")
     tensors[0][0, 3, 2, 2], tensors[0][1, 5, 4, 4] = float("nan"), float("inf")
     for extra in (tensors[4], None):
@@ -325,7 +256,7 @@ def test_empty_batch() -> None:
         assert run(op, False)(*tensors).shape == (0, 24, 9, 8)
 
 
-def test_arguments_of_the_folded_batch_norm_are_checked() -> None:
+def test_arguments_are_checked_without_a_gradient() -> None:
     x, weight, *_ = operands(2, 16, 24, 9, 8)
     with torch.no_grad(), pytest.raises(ValueError, match=r"residual must .*\(2, 24, 9, 8\), not \(2, 24, 9, 7\)"):
         run(op, False)(x, weight, None, None, torch.zeros(2, 24, 9, 7))
@@ -339,10 +270,10 @@ def test_arguments_of_the_folded_batch_norm_are_checked() -> None:
     st.sampled_from(sorted(LAYOUTS)), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), st.booleans(),
 )  # fmt: skip
 def test_any_shape(
-    n: int, c: int, o: int, height: int, width: int, layout: str, dtype: torch.dtype, folded: bool
+    n: int, c: int, o: int, height: int, width: int, layout: str, dtype: torch.dtype, gradient: bool
 ) -> None:
     tensors = operands(n, c, o, height, width, layout=layout, dtype=dtype)
-    if folded:
+    if not gradient:
         with torch.no_grad():
             y = run(op, False)(*tensors)
         want = run(reference.conv1x1_bn_relu, False)(*(t.double() for t in tensors))

@@ -90,7 +90,7 @@ CASES = {
     "pyramid_pool_max": Case(lambda x: ops.pyramid_pool(x, (1, 2, 3), "max"), {"x": SMALL}),
     "conv1x1_bn_relu": Case(conv1x1(True), CONV1X1),
     "conv1x1_bn_relu_frozen": Case(conv1x1(False), CONV1X1),
-    "conv1x1_bn_relu_folded": Case(conv1x1(False), CONV1X1, gradients=False),
+    "conv1x1_bn_relu_inference": Case(conv1x1(False), CONV1X1, gradients=False),
     "sync_batch_norm_relu": Case(batch_norm, {"x": MAP, "residual": MAP, **vectors(20, "scale", "shift")}),
     "upsample_concat": Case(lambda x, **levels: ops.upsample_concat(x, [*levels.values()]), {"x": MAP, **LEVELS}),
     "pyramid_conv3x3": Case(
@@ -150,7 +150,7 @@ def test_matches_reference_before_and_after_a_change_of_values(implementation: s
             want = case.run(case.tensors(seed, dtype=torch.float64))
         for ours, exact in zip(got, want, strict=True):
             assert ours.shape == exact.shape and relative_error(ours, exact) <= 1e-5
-        unchanged = case in (CASES["conv1x1_bn_relu_frozen"], CASES["conv1x1_bn_relu_folded"])
+        unchanged = case in (CASES["conv1x1_bn_relu_frozen"], CASES["conv1x1_bn_relu_inference"])
         assert all(torch.equal(tensors[name], before[name]) == unchanged for name in RUNNING if name in tensors)
 
 
@@ -193,7 +193,7 @@ def test_gpu_never_waits(setting: None, case: Case) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("name", ["conv1x1_bn_relu", "conv1x1_bn_relu_folded", "upsample_argmax"])
+@pytest.mark.parametrize("name", ["conv1x1_bn_relu", "conv1x1_bn_relu_inference", "upsample_argmax"])
 def test_gpu_is_deterministic(name: str) -> None:
     """The other ops have such tests of their own; a frozen layer's convolution is cuDNN's."""
     first, second = (CASES[name].run(CASES[name].tensors(0, "cuda")) for _ in range(2))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from psp_fast.models.resnet import Stem, make_stem
-from psp_fast.nn import trains_stem
+from psp_fast.nn.fused import trains_stem
 from psp_fast.ops import use
 from psp_fast.ops.block import BatchNorm
 from psp_fast.ops.stem import stem
@@ -139,9 +139,9 @@ def test_double_backward_is_refused() -> None:
 def test_other_layers_run_one_by_one(index: int, changed: nn.Module) -> None:
     made = made_stem("deep", torch.float32)
     x = random(2, 3, 16, 16)
-    assert trains_stem(x, list(zip(made[:9:3], made[1:9:3], strict=True)), made[9])  # type: ignore[arg-type]
+    assert trains_stem(x, list(zip(made[:9:3], made[1:9:3], made[2:9:3], strict=True)), made[9])  # type: ignore[arg-type]
     made[index] = changed
-    assert not trains_stem(x, list(zip(made[:9:3], made[1:9:3], strict=True)), made[9])  # type: ignore[arg-type]
+    assert not trains_stem(x, list(zip(made[:9:3], made[1:9:3], made[2:9:3], strict=True)), made[9])  # type: ignore[arg-type]
 
 
 def test_another_activation_is_applied() -> None:

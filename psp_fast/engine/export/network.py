@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal, cast
 
@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from psp_fast import ops
 from psp_fast.models import PSPNet
-from psp_fast.models.pyramid import Head, PyramidPooling
+from psp_fast.models.pyramid import PyramidPooling
 from psp_fast.ops import reference
 
 Output = Literal["logits", "labels"]
@@ -38,12 +37,10 @@ class ExportNetwork(nn.Module):
         _fold_batch_norms(self.model)
         if model.use_ppm:
             self.model.ppm = _Pyramid(self.model.ppm)  # type: ignore[assignment]
-        self.model.cls = _Head(self.model.cls)  # type: ignore[assignment]
         self.model.float().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
-        with ops.use("reference"):
-            return cast(Tensor, self.model(images)) if self.output == "logits" else self.model.predict(images)
+        return cast(Tensor, self.model(images)) if self.output == "logits" else self.model.predict(images)
 
 
 class _Pyramid(nn.Module):
@@ -53,9 +50,11 @@ class _Pyramid(nn.Module):
         super().__init__()
         self.bins, self.pool = pyramid.bins, average_pool if pyramid.pool == "avg" else max_pool
         self.reduce = nn.ModuleList(cast(nn.Sequential, level)[1:] for level in pyramid.features)
+        self.align_corners = pyramid.align_corners
 
-    def levels(self, x: Tensor) -> list[Tensor]:
-        return [layers(self.pool(x, b)) for b, layers in zip(self.bins, self.reduce, strict=True)]
+    def forward(self, x: Tensor) -> Tensor:
+        levels = [layers(self.pool(x, b)) for b, layers in zip(self.bins, self.reduce, strict=True)]
+        return reference.upsample_concat(x, levels, self.align_corners)
 
 
 def average_pool(x: Tensor, bins: int) -> Tensor:
@@ -87,19 +86,6 @@ def _shares(windows: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight of each position in the average of its window: (bins, length)."""
     weights = windows.to(dtype)
     return weights / weights.sum(1, keepdim=True)
-
-
-class _Head(nn.Module):
-    """A `Head` whose convolution has a bias, on the concatenated pyramid."""
-
-    def __init__(self, head: Head) -> None:
-        super().__init__()
-        conv, bn, act, _, classifier = head
-        self.layers = nn.Sequential(conv, bn, act, classifier)
-        self.align_corners = head.align_corners
-
-    def forward(self, x: Tensor, pyramid: Sequence[Tensor] = ()) -> Tensor:
-        return self.layers(reference.upsample_concat(x, pyramid, self.align_corners))
 
 
 def _fold_batch_norms(model: nn.Module) -> None:
