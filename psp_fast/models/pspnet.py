@@ -29,7 +29,8 @@ class PSPNet(nn.Module):
         classes: number of classes, at least 2.
         zoom_factor: 1, 2, 4 or 8: size of the output, ((H - 1) // 8) * zoom_factor + 1; 8 gives the input's own H x W.
         use_ppm: False leaves the pyramid out (the paper's dilated FCN baseline).
-        criterion: loss of full-resolution logits and labels; nn.CrossEntropyLoss takes the fused path.
+        criterion: loss of full-resolution logits and labels; nn.CrossEntropyLoss takes the fused path. Its buffers,
+            such as class weights, are no part of the state_dict: they are set here, not by weight files.
         pretrained: True reads initmodel/resnet{layers}_v2.pth, a path reads that file, False starts from scratch.
         pool: "avg" or "max" (Table 1).
         dim_reduction: False keeps all channels of the pooled maps (Table 1 without DR).
@@ -115,6 +116,8 @@ class PSPNet(nn.Module):
             self.aux = Head(widths[2], aux_channels, classes, dropout)
         # The last child: tools that run children one after another stop before it.
         self.criterion = nn.CrossEntropyLoss(ignore_index=255) if criterion is None else criterion
+        self.register_state_dict_post_hook(_leave_out_loss_buffers)
+        self.register_load_state_dict_pre_hook(_keep_loss_buffers)
         self.options: dict[str, Any] = {
             "layers": layers,
             "classes": classes,
@@ -250,6 +253,22 @@ class PSPNet(nn.Module):
             "align_corners": self.align_corners,
             "reduction": self.criterion.reduction,
         }
+
+
+def _leave_out_loss_buffers(model: PSPNet, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Of `state_dict`: weights load into networks with and without class weights."""
+    for name, _ in model.criterion.named_buffers():
+        state.pop(f"{prefix}criterion.{name}", None)
+
+
+def _keep_loss_buffers(model: PSPNet, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Of `load_state_dict`: the loss keeps its buffers, whatever the file has in their place."""
+    parameters = {name for name, _ in model.criterion.named_parameters()}
+    start = f"{prefix}criterion."
+    for key in [key for key in state if key.startswith(start) and key[len(start) :] not in parameters]:
+        del state[key]
+    own = model.criterion.state_dict(keep_vars=True)
+    state.update({start + name: value for name, value in own.items() if name not in parameters})
 
 
 def _labels(y: Tensor, shape: tuple[int, int, int], images: Sequence[int]) -> Tensor:

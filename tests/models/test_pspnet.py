@@ -1,5 +1,7 @@
 """PSPNet's options, sizes and errors; its numbers are compared with semseg's in test_semseg_parity.py."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -200,6 +202,97 @@ def test_criterion_options_and_other_losses():
     torch.testing.assert_close(2 * fused, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_class_weights_are_no_part_of_the_weights() -> None:
+    weighted = make(criterion=nn.CrossEntropyLoss(weight=torch.arange(1.0, 6), ignore_index=255))
+    plain = make()
+    assert weighted.state_dict().keys() == plain.state_dict().keys()
+    for source, target in ((weighted, plain), (plain, weighted)):
+        target.load_state_dict(source.state_dict())
+        target.load_state_dict({**source.state_dict(), "criterion.weight": torch.zeros(5)})  # as semseg's files have it
+    assert torch.equal(weighted.criterion.weight, torch.arange(1.0, 6))
+    wrapped = nn.Sequential(copy.deepcopy(weighted))
+    assert not any("criterion" in key for key in wrapped.state_dict())
+    wrapped.load_state_dict({f"0.{key}": value for key, value in plain.state_dict().items()})
+
+
+def test_what_a_loss_learns_is_kept() -> None:
+    class Learned(nn.CrossEntropyLoss):
+        def __init__(self) -> None:
+            super().__init__(weight=torch.ones(5), ignore_index=255)
+            self.temperature = nn.Parameter(torch.ones(()))
+
+        def forward(self, logits, target):
+            return super().forward(logits / self.temperature, target)
+
+    model = make(criterion=Learned())
+    state = model.state_dict()
+    assert "criterion.temperature" in state and "criterion.weight" not in state
+    state["criterion.temperature"] = torch.tensor(3.0)
+    model.load_state_dict(state)
+    assert model.criterion.temperature == 3
+    with pytest.raises(RuntimeError, match=r"Missing key.*criterion\.temperature"):
+        model.load_state_dict(make().state_dict())
+
+
+def test_the_loss_is_the_last_child() -> None:
+    """Tools that run children one after another stop before it."""
+    names = ["layer0", "layer1", "layer2", "layer3", "layer4", "ppm", "cls", "aux", "criterion"]
+    assert [name for name, _ in make().named_children()] == names
+
+
+def test_training_without_labels_gives_logits_and_updates_every_batch_norm() -> None:
+    model, images = make().train(), batch()[0]
+    before = {name: value.clone() for name, value in model.named_buffers() if name.endswith("running_mean")}
+    logits = model(images)
+    assert logits.shape == (2, 5, 57, 73) and logits.requires_grad
+    assert not any(torch.equal(value, dict(model.named_buffers())[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("channel", [False, True])
+@pytest.mark.parametrize("criterion", [None, nn.NLLLoss(ignore_index=4)])
+def test_labels_of_any_integer_type(dtype: torch.dtype, channel: bool, criterion: nn.Module | None) -> None:
+    model, (images, labels) = make(criterion=criterion).train(), batch()
+    given = labels.to(dtype)[:, None] if channel else labels.to(dtype)
+    found, expected = model(images, given), model(images, labels)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1:], expected[1:])
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(2, 57, 73), torch.zeros(2, 57, 73).numpy()])
+def test_labels_of_no_integer_type_are_refused(labels) -> None:
+    with pytest.raises(TypeError, match=r"labels must be a tensor of an integer type, not (torch\.float32|ndarray)"):
+        make().train()(batch()[0], labels)
+
+
+def test_images_fit_the_first_convolution_whatever_it_is() -> None:
+    model = make().eval()
+    model.layer0[0] = nn.Conv2d(5, 64, 3, 2, padding=1, bias=False)
+    assert model(torch.randn(1, 5, 33, 41)).shape == (1, 5, 33, 41)
+    with pytest.raises(ValueError, match=r"images must have shape \(N, 5, H, W\), got \(1, 3, 33, 41\)"):
+        model(torch.randn(1, 3, 33, 41))
+
+
+def test_predicted_labels_in_the_type_asked_for() -> None:
+    model, images = make().eval(), batch()[0]
+    labels = model.predict(images, dtype=torch.int64)
+    assert labels.dtype == torch.int64 and torch.equal(labels, model.predict(images).long())
+
+
+def test_predict_calls_a_network_that_is_hooked_or_derived() -> None:
+    class Constant(PSPNet):
+        def forward(self, x, y=None):
+            return super().forward(x, y).flip(1)
+
+    images, hooked = batch()[0], make().eval()
+    plain = hooked.predict(images)
+    hooked.register_forward_hook(lambda module, args, logits: logits.flip(1))
+    assert torch.equal(hooked.predict(images), 4 - plain)
+    torch.manual_seed(0)
+    derived = Constant(18, classes=5, pretrained=False).eval()
+    assert torch.equal(derived.predict(images), 4 - plain)
+
+
 def test_all_pixels_ignored_gives_zero_loss_and_gradients():
     model = make().train()
     images, labels = batch()
@@ -341,17 +434,6 @@ def test_evaluation_after_statistics_were_measured_again(layers: int) -> None:
     with ops.use("reference"):
         torch.testing.assert_close(after, model(x), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(before, after, rtol=1e-2, atol=1e-2)
-
-
-def test_other_activations_and_their_hooks_are_honoured() -> None:
-    torch.manual_seed(0)
-    model = PSPNet(18, classes=5, pretrained=False).eval()
-    x, calls = torch.randn(1, 3, 33, 41), []
-    plain = model(x)
-    for act in (model.layer0[2], model.ppm.features[1][3], model.cls[2]):
-        act.register_forward_hook(lambda *given: calls.append(given))
-    torch.testing.assert_close(model(x), plain, rtol=1e-4, atol=1e-4)
-    assert len(calls) == 3
 
 
 def test_nan_reaches_the_logits() -> None:

@@ -1,0 +1,221 @@
+"""Ops stand for modules only where nobody can tell: every module of a network, changed in every way, has its effect."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import zip_longest
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from psp_fast import PSPNet, ops
+from psp_fast.nn.exact import may_fuse
+from tests.models.modules import CHANGES, CLASSES, batch, make, module_by_module, units
+from tests.ops.checks import relative_error
+
+CALLED = ("hook", "pre_hook", "backward_hook", "subclass", "own_forward", "wrapper", "own_convolution")
+"""Changes that note their calls."""
+
+
+def results(model: PSPNet, training: bool) -> dict[str, Tensor]:
+    """What a call of the network gives: logits, or losses, gradients and running statistics."""
+    images, labels = batch()
+    if not training:
+        with torch.no_grad():
+            return {"logits": model.eval()(images)}
+    model.train().zero_grad()
+    _, main, aux = model(images, labels)
+    (main + 0.4 * aux).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"main": main.detach(), "aux": aux.detach(), **gradients, **dict(model.named_buffers())}
+
+
+def parent_of(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["predict", "train"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("layers", [18, 50])
+def test_a_changed_module_has_its_effect(layers: int, change: str, training: bool) -> None:
+    """In turn the first, second, ... module of every group that an op may stand for is changed, one a group."""
+    if change == "backward_hook" and not training:
+        pytest.skip("there is no backward in predict")
+    original = make(layers)
+    seen = set()
+    for names in zip_longest(*units(original)):
+        found: list[dict[str, Tensor]] = []
+        for by_modules in (False, True):
+            model, calls = copy.deepcopy(original), list[str]()
+            torch.manual_seed(1)  # of changes that draw
+            given = [(parent_of(model, name), name, model.get_submodule(name)) for name in names if name is not None]
+            changed = {name for parent, name, module in given if CHANGES[change](parent, name, module, calls)}
+            if not changed:
+                break
+            seen |= changed
+            if by_modules:
+                with module_by_module():
+                    found.append(results(model, training))
+            else:
+                found.append(results(model, training))
+            if change in CALLED:
+                unused = {name for name in changed if not training and name.startswith("aux")}
+                assert set(calls) == changed - unused
+        if changed:
+            got, want = found
+            assert got.keys() == want.keys()
+            for key in want:
+                torch.testing.assert_close(got[key], want[key], rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+    if change in CALLED and change != "own_convolution":
+        assert seen == {name for group in units(original) for name in group}
+    assert seen
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["predict", "train"])
+@pytest.mark.parametrize("layers", [18, 50])
+def test_an_unchanged_network_is_its_modules(layers: int, training: bool) -> None:
+    model = make(layers)
+    other = copy.deepcopy(model)
+    assert may_fuse(batch()[0])
+    with module_by_module():
+        want = results(other, training)
+    for key, value in results(model, training).items():
+        torch.testing.assert_close(value, want[key], rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def _through_data(model: PSPNet) -> None:
+    for p in model.parameters():
+        p.data.mul_(0.7)
+
+
+def _new_data(model: PSPNet) -> None:
+    for p in model.parameters():
+        p.data = 0.7 * p.data
+
+
+def _through_numpy(model: PSPNet) -> None:
+    for p in model.parameters():
+        p.detach().numpy()[...] *= 0.7
+
+
+def _through_vector(model: PSPNet) -> None:
+    vector = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters(0.7 * vector, model.parameters())
+
+
+def _buffers_through_data(model: PSPNet) -> None:
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.data.mul_(3)
+
+
+def _swapped(model: PSPNet) -> None:
+    """As averages of weights are swapped in for an evaluation."""
+    average = [0.7 * p.detach() for p in model.parameters()]
+    for p, other in zip(model.parameters(), average, strict=True):
+        p.data, kept = other, p.data
+        other.set_(kept)
+
+
+def _assigned(model: PSPNet) -> None:
+    model.load_state_dict({key: 0.7 * value for key, value in model.state_dict().items()}, assign=True)
+
+
+def _optimised_frozen(model: PSPNet) -> None:
+    """A step of an optimiser that writes to `.data`, beside frozen batch norms."""
+    model(torch.randn(2, 3, 33, 41)).square().mean().backward()
+    for p in model.parameters():
+        if p.grad is not None:
+            p.data.sub_(0.3 * p.data.norm() * p.grad / (p.grad.norm() + 1e-9))
+
+
+CHANGES_OF_WEIGHTS = (
+    _through_data,
+    _new_data,
+    _through_numpy,
+    _through_vector,
+    _buffers_through_data,
+    _swapped,
+    _assigned,
+    _optimised_frozen,
+)
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_WEIGHTS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_no_answer_is_from_weights_of_before(change: Callable[[PSPNet], None], mode: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    model = PSPNet(50, classes=CLASSES, pretrained=False, head_channels=(8, 8, 8)).eval()
+    x = torch.randn(1, 3, 33, 41)
+    with mode():
+        before = model(x).detach().clone()
+        model.predict(x)
+    change(model)
+    with mode():
+        got, labels = model(x), model.predict(x)
+        with ops.use("reference"):
+            want, expected = model(x), model.predict(x)
+    assert relative_error(got, want) <= 1e-5 and (labels != expected).float().mean() <= 0.005
+    assert relative_error(before, want) > 0.01  # the change can be seen
+
+
+def test_pytorchs_own_tools_see_every_module() -> None:
+    model, other = make(50).eval(), make(50).eval()
+    called: list[list[str]] = []
+    for by_modules, network in ((False, model), (True, other)):
+        names = {module: name for name, module in network.named_modules()}
+        seen: list[str] = []
+        hook = nn.modules.module.register_module_forward_hook(lambda m, *_, s=seen, n=names: s.append(n.get(m, "?")))
+        try:
+            with torch.no_grad(), module_by_module() if by_modules else nullcontext():
+                network(batch()[0])
+        finally:
+            hook.remove()
+        called.append(seen)
+    assert called[0] == called[1] and len(called[0]) > 150
+
+
+def test_the_operations_counted_are_those_of_the_modules() -> None:
+    counts = []
+    for by_modules in (False, True):
+        with module_by_module() if by_modules else nullcontext(), FlopCounterMode(display=False) as counter:
+            _, main, aux = make(50).train()(*batch())
+            (main + aux).backward()
+        counts.append(counter.get_flop_counts()["Global"])
+    assert counts[0] == counts[1] and sum(counts[0].values()) > 0
+
+
+@pytest.mark.parametrize("change", ["cls", "ppm", "insert", "append"])
+def test_containers_may_be_replaced_and_extended(change: str) -> None:
+    model = make(50).eval()
+    if change == "cls":
+        model.cls = nn.Sequential(*model.cls, nn.Softmax(1))
+    elif change == "ppm":
+        model.ppm = nn.Conv2d(256, 2 * 256, 1).double()
+    elif change == "insert":
+        model.cls.insert(1, nn.Tanh())
+    else:
+        model.layer2[0].downsample.append(nn.Tanh())
+    other = copy.deepcopy(model)
+    with module_by_module():
+        want = results(other, training=False)["logits"]
+    torch.testing.assert_close(results(model, training=False)["logits"], want)
+
+
+@pytest.mark.parametrize("kind", [nn.GroupNorm, nn.Identity, nn.BatchNorm2d])
+def test_a_batch_of_one_needs_values_for_batch_norm_alone(kind: type[nn.Module]) -> None:
+    model = make(18).train()
+    for level in model.ppm.features:
+        if kind is not nn.BatchNorm2d:
+            level[2] = nn.GroupNorm(2, 16).double() if kind is nn.GroupNorm else nn.Identity()
+    images, labels = batch()
+    if kind is nn.BatchNorm2d:
+        with pytest.raises(ValueError, match=r"ppm\.features\.0\.2.*one value per channel"):
+            model(images[:1], labels[:1])
+    else:
+        assert model(images[:1], labels[:1])[1].isfinite()
