@@ -52,7 +52,7 @@ def test_a_padded_pointwise_convolution_is_padded():
 
 def test_other_normalisations_are_called_as_they_are():
     x, conv, norm = torch.randn(2, 4, 3, 3), nn.Conv2d(4, 4, 1, bias=False), nn.GroupNorm(2, 4)
-    torch.testing.assert_close(conv_bn_relu(x, (conv, norm, nn.ReLU()), x), (norm(conv(x)) + x).relu())
+    torch.testing.assert_close(conv_bn_relu(x, (conv, norm, nn.ReLU()), lambda: x), (norm(conv(x)) + x).relu())
 
 
 def test_one_value_per_channel_is_refused_with_the_shape():

@@ -52,7 +52,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = conv_bn_relu(x, (self.conv1, self.bn1, self.relu))
-        return conv_bn_relu(out, (self.conv2, self.bn2, self.relu), _shortcut(x, self.pool, self.downsample))
+        return conv_bn_relu(out, (self.conv2, self.bn2, self.relu), lambda: _shortcut(x, self.pool, self.downsample))
 
 
 class Bottleneck(nn.Module):
@@ -87,7 +87,7 @@ class Bottleneck(nn.Module):
         if as_one and trains_bottleneck(x, block):
             return bottleneck(x, block, self.recompute)
         out = conv_bn_relu(conv_bn_relu(x, layers[0]), layers[1])
-        return conv_bn_relu(out, layers[2], _shortcut(x, self.pool, self.downsample))
+        return conv_bn_relu(out, layers[2], lambda: _shortcut(x, self.pool, self.downsample))
 
 
 def _shortcut_layers(

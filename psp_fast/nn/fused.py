@@ -6,7 +6,7 @@ module is called.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeGuard, cast
 
 import torch
@@ -33,24 +33,26 @@ Layer = tuple[nn.Module, nn.Module, nn.Module | None]
 """A convolution, the batch norm behind it, and the ReLU behind that (and behind the residual sum), or None."""
 
 
-def conv_bn_relu(x: Tensor, layer: Layer, residual: Tensor | None = None) -> Tensor:
-    """relu(bn(conv(x)) + residual)."""
+def conv_bn_relu(x: Tensor, layer: Layer, shortcut: Callable[[], Tensor] | None = None) -> Tensor:
+    """relu(bn(conv(x)) + shortcut()); where modules are called, the shortcut's come after conv and bn."""
     conv, bn, relu = layer
     if not (may_fuse(x) and _normalises(bn, relu)):
-        return _called(convolve(x, conv), bn, relu, residual)
+        return _called(convolve(x, conv), bn, relu, shortcut)
     bn, rectifies = cast(BatchNorm, bn), relu is not None
     if is_pointwise(conv):
+        residual = None if shortcut is None else shortcut()
         return ops.conv1x1_bn_relu(x, **_pointwise_arguments(conv, bn, x), residual=residual, relu=rectifies)
-    if residual is None and is_3x3(conv) and _is_frozen(bn, conv.weight, x):
+    if shortcut is None and is_3x3(conv) and _is_frozen(bn, conv.weight, x):
         assert bn.running_mean is not None and bn.running_var is not None  # _is_frozen says so
         scale, shift = scale_and_shift(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
         return conv3x3_affine_relu(x, conv.weight, conv.dilation[0], scale, shift, rectifies)
-    return normalise(bn, convolve(x, conv), residual, relu=rectifies)
+    y = convolve(x, conv)
+    return normalise(bn, y, None if shortcut is None else shortcut(), relu=rectifies)
 
 
-def _called(y: Tensor, bn: nn.Module, relu: nn.Module | None, residual: Tensor | None) -> Tensor:
+def _called(y: Tensor, bn: nn.Module, relu: nn.Module | None, shortcut: Callable[[], Tensor] | None = None) -> Tensor:
     y = bn(y)
-    y = y if residual is None else y + residual
+    y = y if shortcut is None else y + shortcut()
     return y if relu is None else relu(y)
 
 
@@ -74,7 +76,7 @@ def pyramid_conv_bn_relu(x: Tensor, pyramid: Sequence[Tensor], layer: Layer, ali
     conv, bn, relu = layer
     weight = cast(nn.Conv2d, conv).weight
     if not _normalises(bn, relu):
-        return _called(ops.pyramid_conv3x3(x, pyramid, weight, align_corners), bn, relu, None)
+        return _called(ops.pyramid_conv3x3(x, pyramid, weight, align_corners), bn, relu)
     stats = None
     if bn.training and gathers_statistics(x):
         y, stats = pyramid_conv3x3_statistics(x, pyramid, weight, align_corners)

@@ -238,11 +238,9 @@ def _exchange(parent: nn.Module, name: str, module: nn.Module, calls: list[str])
         other = nn.AdaptiveAvgPool2d(int(module.output_size) + 1)  # type: ignore[call-overload]
     elif isinstance(module, nn.MaxPool2d):
         other = nn.AvgPool2d(3, 2, padding=1)
-    elif isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.bias is None:
+    elif isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.in_channels % 2 == 0:
         options = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation, "bias": False}
         other = nn.Conv2d(module.in_channels, module.out_channels, 3, groups=2, **options).double()  # type: ignore[arg-type]
-        if module.in_channels % 2:
-            return False
     else:
         return False
     setattr(parent, attribute, other)
