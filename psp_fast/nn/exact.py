@@ -32,7 +32,6 @@ _FORWARDS: dict[type[nn.Module], Any] = {
         nn.MaxPool2d,
         nn.AdaptiveAvgPool2d,
         nn.AdaptiveMaxPool2d,
-        nn.Sequential,
         nn.CrossEntropyLoss,
     )
 }

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
+from torch.utils._pytree import tree_map
 
 from psp_fast import PSPNet
 from psp_fast.models.pyramid import Head, PyramidPooling
@@ -150,6 +151,15 @@ def _backward_hook(parent: nn.Module, name: str, module: nn.Module, calls: list[
     return True
 
 
+def _backward_pre_hook(parent: nn.Module, name: str, module: nn.Module, calls: list[str]) -> bool:
+    def hook(module: nn.Module, gradients: Any) -> Any:
+        calls.append(name)
+        return tuple(None if g is None else 1.25 * g for g in gradients)
+
+    module.register_full_backward_pre_hook(hook)
+    return True
+
+
 def _subclass(parent: nn.Module, name: str, module: nn.Module, calls: list[str]) -> bool:
     kind = type(module)
 
@@ -188,6 +198,25 @@ def _parametrise(parent: nn.Module, name: str, module: nn.Module, calls: list[st
     if not isinstance(module, nn.Conv2d | nn.BatchNorm2d):
         return False
     parametrize.register_parametrization(module, "weight", Larger())
+    return True
+
+
+class LargerTensor(Tensor):
+    """A weight that counts as 1.25 times its values in every function of PyTorch."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            args = tree_map(lambda t: 1.25 * t.as_subclass(Tensor) if isinstance(t, cls) else t, args)
+            return func(*args, **(kwargs or {}))
+
+
+def _tensor_subclass(parent: nn.Module, name: str, module: nn.Module, calls: list[str]) -> bool:
+    if not isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+        return False
+    weight = module.weight.detach().as_subclass(LargerTensor)
+    del module.weight
+    module.weight = weight  # type: ignore[assignment]
     return True
 
 
@@ -251,11 +280,13 @@ CHANGES: dict[str, Change] = {
     "hook": _hook,
     "pre_hook": _pre_hook,
     "backward_hook": _backward_hook,
+    "backward_pre_hook": _backward_pre_hook,
     "subclass": _subclass,
     "own_forward": _own_forward,
     "wrapper": _wrap,
     "bias": _bias,
     "parametrisation": _parametrise,
+    "tensor_subclass": _tensor_subclass,
     "pruning": _prune,
     "dilation": _dilate,
     "circular_padding": _pad_circularly,

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from psp_fast import PSPNet, ops
+from psp_fast.nn import SyncBatchNorm2d
 from psp_fast.nn.exact import may_fuse
 from tests.models.modules import CHANGES, CLASSES, batch, make, module_by_module, units
 from tests.ops.checks import relative_error
 
-CALLED = ("hook", "pre_hook", "backward_hook", "subclass", "own_forward", "wrapper", "own_convolution")
+BACKWARD = ("backward_hook", "backward_pre_hook")
+CALLED = ("hook", "pre_hook", *BACKWARD, "subclass", "own_forward", "wrapper", "own_convolution")
 """Changes that note their calls."""
 
 
@@ -44,7 +47,7 @@ def parent_of(model: nn.Module, name: str) -> nn.Module:
 @pytest.mark.parametrize("layers", [18, 50])
 def test_a_changed_module_has_its_effect(layers: int, change: str, training: bool) -> None:
     """In turn the first, second, ... module of every group that an op may stand for is changed, one a group."""
-    if change == "backward_hook" and not training:
+    if change in BACKWARD and not training:
         pytest.skip("there is no backward in predict")
     original = make(layers)
     seen = set()
@@ -178,6 +181,83 @@ def test_pytorchs_own_tools_see_every_module() -> None:
             hook.remove()
         called.append(seen)
     assert called[0] == called[1] and len(called[0]) > 150
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d])
+def test_a_method_replaced_on_a_whole_class_is_called(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, model = kind.forward, make(50)
+    monkeypatch.setattr(kind, "forward", lambda self, x: 1.25 * plain(self, x))
+    got = results(copy.deepcopy(model), training=False)["logits"]
+    with module_by_module():
+        torch.testing.assert_close(got, results(model, training=False)["logits"], rtol=1e-7, atol=1e-9)
+
+
+def test_a_replaced_call_sees_every_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, model, seen = nn.Module.__call__, make(50).eval(), []
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        seen.append(self)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "__call__", call)
+    with torch.no_grad():
+        model(batch()[0])
+    called = {*model.modules()} - {model.ppm.features, model.criterion, *model.aux.modules()}
+    assert {*seen} == called
+
+
+def test_a_dispatch_mode_sees_pytorchs_own_ops() -> None:
+    model, images = make(50), batch()[0]
+    with torch.no_grad():
+        graph = make_fx(model.eval())(images)
+        torch.testing.assert_close(graph(images), model(images), rtol=1e-7, atol=1e-9)
+    assert not any("psp_fast" in str(node.target) for node in graph.graph.nodes)
+
+
+@pytest.mark.parametrize("name", ["layer2.0.conv1", "layer2.0.bn2", "layer3.1.relu", "ppm.features.1", "cls.0", "ppm"])
+def test_a_module_compiled_by_itself_is_called(name: str) -> None:
+    model, seen = make(50).eval(), []
+    module = model.get_submodule(name)
+
+    def compiled(*args: Any) -> Any:  # what module.compile() leaves there
+        seen.append(name)
+        return module._call_impl(*args)
+
+    module._compiled_call_impl = compiled
+    with torch.no_grad():
+        model(batch()[0])
+    assert name in seen
+
+
+@pytest.mark.parametrize("change", ["hook", "pre_hook", "subclass", "own_forward"])
+def test_a_changed_loss_is_called(change: str) -> None:
+    model, calls = make(18).train(), list[str]()
+    CHANGES[change](model, "criterion", model.criterion, calls)
+    assert all(loss.isfinite() for loss in model(*batch())[1:])
+    assert calls == ["criterion", "criterion"]
+
+
+def test_batch_norms_of_other_kinds_keep_their_meaning() -> None:
+    """One that applies ReLU itself, one that keeps but does not use averages, one that averages over all batches."""
+    model = make(50)
+    block = model.layer2[0]
+    block.bn3 = SyncBatchNorm2d(64, relu=True).double()
+    model.layer3[0].bn2.track_running_stats = False
+    model.layer1[0].bn1.momentum = None
+    other = copy.deepcopy(model)
+    for training in (False, True):
+        with module_by_module():
+            want = results(other, training)
+        for key, value in results(model, training).items():
+            torch.testing.assert_close(value, want[key], rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_a_frozen_batch_norm_may_add_nothing_to_the_variance() -> None:
+    model = make(50)
+    model.layer2[0].bn1.eps = model.layer2[0].bn2.eps = model.cls[1].eps = 0.0
+    got = results(model, training=False)["logits"]
+    with module_by_module():
+        torch.testing.assert_close(got, results(model, training=False)["logits"], rtol=1e-7, atol=1e-9)
 
 
 def test_the_operations_counted_are_those_of_the_modules() -> None:
