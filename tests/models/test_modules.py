@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from psp_fast import PSPNet, ops
@@ -206,10 +207,28 @@ def test_a_replaced_call_sees_every_module(monkeypatch: pytest.MonkeyPatch) -> N
     assert {*seen} == called
 
 
+class _Names(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 def test_a_dispatch_mode_sees_pytorchs_own_ops() -> None:
-    model, images = make(50), batch()[0]
+    model, images = make(50).eval(), batch()[0]
+    with torch.no_grad(), _Names() as names:
+        model(images)
+    assert "aten.convolution.default" in names.seen
+    assert not any("psp_fast" in name for name in names.seen)
+
+
+def test_make_fx_traces_pytorchs_own_ops() -> None:
+    model, images = make(50).eval(), batch()[0]
     with torch.no_grad():
-        graph = make_fx(model.eval())(images)
+        graph = make_fx(model)(images)
         torch.testing.assert_close(graph(images), model(images), rtol=1e-7, atol=1e-9)
     assert not any("psp_fast" in str(node.target) for node in graph.graph.nodes)
 
