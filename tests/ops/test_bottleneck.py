@@ -203,6 +203,7 @@ def test_backward_inside_autocast() -> None:
         ("conv2", nn.Conv2d(16, 16, 5, padding=2, bias=False)),
         ("conv2", nn.Conv2d(16, 16, 3, padding=1, dilation=2, bias=False)),
         ("conv2", nn.Conv2d(16, 16, 3, padding=(1, 2), dilation=(1, 2), bias=False)),
+        ("conv2", nn.Conv2d(16, 16, 3, stride=(1, 2), padding=1, bias=False)),
         ("conv2", nn.Conv2d(16, 16, 3, padding=1, groups=2, bias=False)),
         ("conv2", nn.Conv2d(16, 16, 3, padding=1)),
         ("conv2", nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect", bias=False)),

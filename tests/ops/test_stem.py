@@ -128,6 +128,7 @@ def test_double_backward_is_refused() -> None:
     ("index", "changed"),
     [
         (0, nn.Conv2d(3, 64, 3, stride=2, bias=False)),
+        (0, nn.Conv2d(3, 64, 3, stride=(2, 1), padding=1, bias=False)),
         (0, nn.Conv2d(3, 64, 4, stride=2, padding=2, bias=False)),
         (3, nn.Conv2d(64, 64, 3, padding=2, dilation=2, bias=False)),
         (4, nn.GroupNorm(4, 64)),
