@@ -302,8 +302,11 @@ def units(model: PSPNet) -> list[list[str]]:
         if name in ("", "criterion", "ppm.features"):  # a list of modules is not called
             continue
         parts = name.split(".")
-        depth = (
-            3 if name.startswith("ppm.features") else 2 if parts[0] in ("layer1", "layer2", "layer3", "layer4") else 1
-        )
-        groups.setdefault(".".join(parts[:depth]), []).append(name)
+        if name.startswith("ppm.features"):
+            key = ".".join(parts[:3])
+        elif parts[0] in ("ppm", "cls"):
+            key = "head"
+        else:
+            key = ".".join(parts[: 2 if parts[0].startswith("layer") and parts[0] != "layer0" else 1])
+        groups.setdefault(key, []).append(name)
     return list(groups.values())
