@@ -57,7 +57,7 @@ class PyramidPooling(nn.Module):
     def _pools(self) -> tuple[list[int], str] | None:
         """Bins and mode of the levels where one op may pool for all of them, else None."""
         levels = [level for level in self.features if is_exactly(level, nn.Sequential)]
-        whole = is_exactly(self.features, nn.ModuleList) and len(levels) == len(self.features) > 0
+        whole = len(levels) == len(self.features) > 0
         if not whole or {len(level) for level in levels} not in ({1}, {4}):
             return None
         pools = [level[0] for level in levels]

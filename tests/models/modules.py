@@ -235,6 +235,15 @@ def _dilate(parent: nn.Module, name: str, module: nn.Module, calls: list[str]) -
     return True
 
 
+def _dilate_evenly(parent: nn.Module, name: str, module: nn.Module, calls: list[str]) -> bool:
+    """What the ops know in the backbone, but not in the head."""
+    if not isinstance(module, nn.Conv2d) or module.kernel_size != (3, 3):
+        return False
+    rate = module.dilation[0] + 1
+    module.dilation = module.padding = (rate, rate)
+    return True
+
+
 def _pad_circularly(parent: nn.Module, name: str, module: nn.Module, calls: list[str]) -> bool:
     if not isinstance(module, nn.Conv2d) or module.kernel_size != (3, 3) or module.stride != (1, 1):
         return False
@@ -289,6 +298,7 @@ CHANGES: dict[str, Change] = {
     "tensor_subclass": _tensor_subclass,
     "pruning": _prune,
     "dilation": _dilate,
+    "even_dilation": _dilate_evenly,
     "circular_padding": _pad_circularly,
     "own_convolution": _own_convolution,
     "exchange": _exchange,

@@ -288,6 +288,10 @@ def test_predict_calls_a_network_that_is_hooked_or_derived() -> None:
     plain = hooked.predict(images)
     hooked.register_forward_hook(lambda module, args, logits: logits.flip(1))
     assert torch.equal(hooked.predict(images), 4 - plain)
+    patched = make().eval()
+    forward = patched.forward
+    patched.forward = lambda x: forward(x).flip(1)
+    assert torch.equal(patched.predict(images), 4 - plain)
     torch.manual_seed(0)
     derived = Constant(18, classes=5, pretrained=False).eval()
     assert torch.equal(derived.predict(images), 4 - plain)
