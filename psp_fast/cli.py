@@ -145,7 +145,7 @@ def _evaluate(arguments: list[str]) -> int:
 
     ranks = distributed.start(config.device)
     trained = run.load_trained(checkpoint, ranks.device)
-    dataset = build_dataset(config.data, "val")
+    dataset = build_dataset(config.data, "val", trained.config.model.in_channels)
     if tuple(dataset.classes) != tuple(trained.classes):
         raise ConfigError(
             f"{checkpoint} was trained on the classes {', '.join(trained.classes)}, not on {', '.join(dataset.classes)}"
@@ -274,7 +274,7 @@ def _check_data(arguments: list[str]) -> int:
     folder, ok = Path(config.out or "."), True
     check_folder(folder)
     for split in ("train", "val"):
-        report = check_dataset(build_dataset(config.data, split))
+        report = check_dataset(build_dataset(config.data, split, config.model.in_channels))
         picture = folder / f"classes_{split}.png"
         report.save_histogram(picture)
         print(f"{split}: {report.text()}\nclass histogram: {picture}\n")

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from psp_fast.data.base import IGNORE
-from psp_fast.pictures import INK, PAPER, Entry, colourise, draw_legend, load_font, present_classes, stacked
+from psp_fast.pictures import INK, PAPER, Entry, as_rgb, colourise, draw_legend, load_font, present_classes, stacked
 
 WRONG = (214, 32, 64)
 IGNORED = ((96, 100, 112), (168, 172, 184))  # two colours, in stripes
@@ -20,12 +20,14 @@ _GAP = 8
 def panels(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: np.ndarray) -> dict[str, Image.Image]:
     """The image, truth and prediction laid over it, and the errors, by their titles.
 
-    image (H, W, 3) uint8; truth and prediction (H, W) ids; palette (C, 3) uint8. A longer side of more than 640 pixels
+    image (H, W, C) uint8; truth and prediction (H, W) ids; palette (C, 3) uint8. A longer side of more than 640 pixels
     is reduced to 640; a smaller image is enlarged by the largest whole factor that stays within.
     """
     size = _size_of(truth.shape)
     enlarged = size[0] >= truth.shape[1]
-    picture = Image.fromarray(image).resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX)
+    picture = Image.fromarray(as_rgb(image)).resize(
+        size, Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX
+    )
     truth, prediction = _resized(truth), _resized(prediction)
     return {
         "image": picture,

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from psp_fast.errors import PspFastError
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading. Pipes and devices are refused: reading them can block, or never end.
+
+    Raises OSError: FileNotFoundError also for a name that no file can have, IsADirectoryError for a folder.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except ValueError as error:  # a NUL
+        raise FileNotFoundError(errno.ENOENT, str(error), str(path)) from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EOPNOTSUPP, "it is not a regular file but a pipe, socket or device", str(path))
+    return Path(path).open("rb")
 
 
 @contextlib.contextmanager

@@ -34,16 +34,21 @@ def colourise(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return colours[label]
 
 
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """What is drawn of an image (H, W, C) uint8, as (H, W, 3): grey, or the first three channels."""
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else np.ascontiguousarray(image[..., :3])
+
+
 def overlay(
     image: np.ndarray, label: np.ndarray, classes: Sequence[str], palette: np.ndarray, alpha: float = 0.5
 ) -> Image.Image:
     """The image under its labels, with a legend below of the classes present and their shares, largest first.
 
-    image (H, W, 3) uint8; label (H, W) ids; alpha is the weight of the labels' colours. The image keeps its size,
+    image (H, W, C) uint8; label (H, W) ids; alpha is the weight of the labels' colours. The image keeps its size,
     unless it is so small that it can be enlarged by a whole factor within 256 pixels. Where the legend would be higher
     than half of the image, its last line says how many classes are left out.
     """
-    picture = Image.blend(Image.fromarray(image), Image.fromarray(colourise(label, palette)), alpha)
+    picture = Image.blend(Image.fromarray(as_rgb(image)), Image.fromarray(colourise(label, palette)), alpha)
     factor = max(_SMALL // max(picture.size), 1)
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     font_size = max(max(picture.size) // 45, 12)
@@ -55,7 +60,7 @@ def comparison(
 ) -> Image.Image:
     """A grid of pictures with a title above each column and a legend below.
 
-    A cell is an image (H, W, 3) uint8 or a label map (H, W), drawn in the palette's colours with ignored pixels black.
+    A cell is an image (H, W, C) uint8 or a label map (H, W), drawn in the palette's colours with ignored pixels black.
     The cells of a row take the form of its first, with a longer side of about 320 pixels.
     """
     grid = [[_cell(cell, _cell_size(row[0].shape), palette) for cell in row] for row in rows]
@@ -135,7 +140,7 @@ def _cell(pixels: np.ndarray, size: tuple[int, int], palette: np.ndarray) -> Ima
     if pixels.ndim == 2:
         return Image.fromarray(colourise(pixels, palette)).resize(size, Image.Resampling.NEAREST)
     resample = Image.Resampling.NEAREST if pixels.shape[1] <= size[0] else Image.Resampling.BOX
-    return Image.fromarray(pixels).resize(size, resample)
+    return Image.fromarray(as_rgb(pixels)).resize(size, resample)
 
 
 def load_font(size: int) -> Font:

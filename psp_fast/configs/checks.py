@@ -35,7 +35,28 @@ def check(config: Config) -> None:
     for name, (value, fits, wanted) in rules.items():
         if not fits:
             raise ConfigError(f"{name} must be {wanted}, got {value}")
+    _check_channels(config)
     _check_data(config.data)
+
+
+def _check_channels(config: Config) -> None:
+    """What images of other than three channels rule out."""
+    channels, augment = config.model.in_channels, config.augment
+    if channels not in (1, 3, 4):
+        raise ConfigError(f"model.in_channels must be 1 (grey), 3 (RGB) or 4 (all of four bands), got {channels}")
+    for name in ("mean", "std"):
+        if len(getattr(augment, name)) != channels:
+            raise ConfigError(
+                f"augment.{name} must have as many numbers as model.in_channels, {channels}, "
+                f"got {getattr(augment, name)}"
+            )
+    if channels != 3 and augment.preset == "mmseg":
+        raise ConfigError(
+            f"augment.preset mmseg changes hues, so it needs model.in_channels 3, not {channels}: set augment.preset "
+            "semseg"
+        )
+    if channels != 3 and config.data.dataset == "scenes":
+        raise ConfigError(f"data.dataset scenes draws RGB, so it needs model.in_channels 3, not {channels}")
 
 
 def _check_data(data: DataConfig) -> None:

@@ -14,6 +14,8 @@ class ModelConfig:
 
     Args:
         layers: depth of the ResNet: 18, 34, 50, 101, 152 or 269.
+        in_channels: of the images: 3 (RGB), 1 (grey; colour images are read as grey), or 4 (the bands of files that
+            have four, such as RGB and infrared); augment.mean and std have as many numbers.
         bins: sides of the pyramid's levels in cells.
         dropout: probability of dropping a channel before each classifier.
         zoom_factor: 1, 2, 4 or 8; 8 trains on labels of the input's own size.
@@ -33,6 +35,7 @@ class ModelConfig:
     """
 
     layers: int = 50
+    in_channels: int = 3
     bins: list[int] = field(default_factory=lambda: [1, 2, 3, 6])
     dropout: float = 0.1
     zoom_factor: int = 8
@@ -113,8 +116,8 @@ class AugmentConfig:
         blur: blur half of the images (semseg).
         base_scale: long and short side the image is fitted into first (mmseg).
         cat_max_ratio: a crop is drawn again, up to 10 times, where one class has this share or more (mmseg).
-        mean: RGB, 0..255.
-        std: RGB, 0..255.
+        mean: one number per channel of the images, 0..255; by default ImageNet's RGB.
+        std: one number per channel of the images, 0..255.
     """
 
     preset: Literal["semseg", "mmseg"] = "semseg"
@@ -125,8 +128,8 @@ class AugmentConfig:
     blur: bool = True
     base_scale: tuple[int, int] | None = None
     cat_max_ratio: float = 0.75
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = STD
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
 
 
 @dataclass

@@ -13,7 +13,7 @@ _LISTED_IDS = 5  # wrong ids spelled out in one message
 
 
 class Dataset(Protocol):
-    """Labelled images, read by position."""
+    """Labelled images, read by position; three channels are RGB."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -26,7 +26,7 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, 3) uint8 RGB, label (H, W) uint8 in 0..C-1 or `IGNORE`. Raises DataError naming the file."""
+        """Image (H, W, channels) uint8, label (H, W) uint8 in 0..C-1 or `IGNORE`. Raises DataError naming the file."""
 
     def name(self, index: int) -> str:
         """What messages and output files call the sample; for files the path of the image."""
@@ -39,18 +39,18 @@ class Transform(Protocol):
     """Turns a sample into what the model takes. All randomness comes from `rng`, so that a resumed run repeats it."""
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W, 3) uint8 image, (H, W) uint8 label -> (3, h, w) float32 image, normalised, and (h, w) int64 label."""
+        """(H, W, C) uint8 image, (H, W) uint8 label -> (C, h, w) float32 image, normalised, and (h, w) int64 label."""
 
 
 def check_sample(
     image: np.ndarray, label: np.ndarray, num_classes: int, name: str, label_name: str | None = None
 ) -> None:
-    """Raise DataError unless image is (H, W, 3) uint8 and label (H, W) uint8 with ids 0..num_classes-1 or `IGNORE`.
+    """Raise DataError unless image is (H, W, 1, 3 or 4) uint8, label (H, W) uint8 with 0..num_classes-1 or `IGNORE`.
 
     `name` and `label_name` (default: `name`) are what the message calls the two.
     """
     label_name = label_name or name
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4):
         raise DataError(f"{name}: the image must be (H, W, 3) uint8 but is {image.shape} {image.dtype}")
     if label.dtype != np.uint8 or label.ndim != 2:
         raise DataError(f"{label_name}: the label must be (H, W) uint8 but is {label.shape} {label.dtype}")

@@ -8,24 +8,31 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from psp_fast.data.base import IGNORE
+from psp_fast.data.reading import decoding
 from psp_fast.data.sbd import read_sbd_label
+from psp_fast.data.tiff import bands, is_premultiplied, unreadable
 from psp_fast.errors import DataError
-from psp_fast.files import replacing
+from psp_fast.files import open_regular, replacing
 
 _LABEL_HINT = "a label is an 8-bit grey or palette PNG with one class id a pixel"
 _PNG_GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255 by this factor
+# Formats of measurements, in which a band that is tagged alpha, or taken for it, may be anything, such as infrared.
+_BANDED = ("TIFF", "JPEG2000")
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read any image as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation, as image viewers show it.
+def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
+    """Read an image as (H, W, channels) uint8, turned upright by its EXIF orientation, as image viewers show it.
 
-    Transparency is composited over white. 16-bit grey is scaled from 0..65535. 32-bit integers within 0..65535 are
-    taken as 16-bit, floats within 0..1 as fractions and within 0..255 as they are; other values are stretched from the
-    image's own minimum and maximum, and values that are not finite become 0. Of several frames the first is read.
-    Raises DataError naming the file.
+    channels: 3 reads any image as RGB, 1 the grey of that, 4 the bands of a file that has four, as they are.
+
+    Unless all four bands are read, transparency is composited over white; TIFF and JPEG 2000 files, whose last band may
+    hold anything, are then read only if it is 255 everywhere. 16-bit grey is scaled from 0..65535. 32-bit integers
+    within 0..65535 are taken as 16-bit, floats within 0..1 as fractions and within 0..255 as they are; other values are
+    stretched from the image's own minimum and maximum, and values that are not finite become 0. Of several frames the
+    first is read. Raises DataError naming the file.
     """
     with _opened(path) as image:
-        return _to_rgb(_upright(image))
+        return _pixels(_upright(image), image, path, channels)
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -47,8 +54,8 @@ def read_label(path: str | Path) -> np.ndarray:
     return pixels.astype(np.uint8) // np.uint8(step)
 
 
-def read_pair(image_path: str | Path, label_path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image and its label so that their pixels belong together.
+def read_pair(image_path: str | Path, label_path: str | Path, channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Read an image, with `channels` as for `read_image`, and its label so that their pixels belong together.
 
     Both are turned upright by their own EXIF orientation: labels drawn in a viewer or annotation tool carry none and
     fit the upright image. Where only the rows as stored have the label's size, the label was made from those, and the
@@ -59,7 +66,7 @@ def read_pair(image_path: str | Path, label_path: str | Path) -> tuple[np.ndarra
     with _opened(image_path) as stored:
         upright = _upright(stored)
         fits_stored_only = upright.size != size and stored.size == size
-        return _to_rgb(stored if fits_stored_only else upright), label
+        return _pixels(stored if fits_stored_only else upright, stored, image_path, channels), label
 
 
 def write_png(path: str | Path, pixels: np.ndarray | Image.Image, palette: np.ndarray | None = None) -> None:
@@ -84,28 +91,23 @@ def write_png(path: str | Path, pixels: np.ndarray | Image.Image, palette: np.nd
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """The file, to be decoded in this context, which turns every way in which that can fail into a DataError."""
-    try:
-        # Given a path, Pillow maps uncompressed TIFFs into memory and then mistakes the width of those to be turned.
-        with Path(path).open("rb") as file, Image.open(file) as image:
-            yield image
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; check the name and the folder it is relative to") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path}: is a folder, not an image file") from error
-    except PermissionError as error:
-        raise DataError(f"{path}: cannot be opened; check its permissions") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: is empty or not in a known image format; save it as PNG or JPEG") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path}: is too large to decode safely ({error}); cut it into tiles") from error
-    except Exception as error:  # decoders of damaged files raise almost anything
-        raise DataError(f"{path}: is damaged or incomplete ({error}); copy or export it again") from error
+    # Given a path, Pillow maps uncompressed TIFFs into memory and then mistakes the width of those to be turned.
+    with decoding(path, "is damaged or incomplete"), open_regular(path) as file:
+        try:
+            with Image.open(file) as image:
+                yield image
+        except UnidentifiedImageError as error:
+            raise DataError(f"{path}: {unreadable(file)}") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise DataError(f"{path}: is too large to decode safely ({error}); cut it into tiles") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:  # damaged EXIF data says nothing about the orientation
         return image
 
@@ -115,13 +117,38 @@ def _grey_step(image: Image.Image) -> int:
     return max((_PNG_GREY_STEP.get(str(tile[3]), 1) for tile in getattr(image, "tile", ())), default=1)
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _pixels(image: Image.Image, stored: Image.Image, path: str | Path, channels: int) -> np.ndarray:
+    """(H, W, channels) uint8 of an image that was opened as `stored`, by the rules of `read_image`."""
+    if channels == 4:
+        return _four_bands(image, stored, path)
     if image.mode.startswith("I") or image.mode == "F":
         grey = _to_8_bit(np.asarray(image), integers=image.mode.startswith("I"))
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return np.repeat(grey[:, :, None], channels, axis=2)
     if image.has_transparency_data:
+        if stored.format in _BANDED and image.getchannel(len(image.getbands()) - 1).getextrema() != (255, 255):
+            raise DataError(
+                f"{path}: is a {stored.format} of {bands(stored)} bands, of which one counts as alpha but may be "
+                "another measurement, such as infrared, so it is not blended; set model.in_channels to 4 to read four "
+                "bands, save the colours alone, or save a picture with transparency as PNG"
+            )
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return np.array(image.convert("RGB"))
+    pixels = np.array(image.convert("RGB" if channels == 3 else "L"))
+    return pixels if channels == 3 else pixels[:, :, None]
+
+
+def _four_bands(image: Image.Image, stored: Image.Image, path: str | Path) -> np.ndarray:
+    """(H, W, 4) uint8, the bands as they are in the file."""
+    if image.mode != "RGBA":
+        raise DataError(
+            f"{path}: its {bands(stored)} bands are read as {image.mode}, but model.in_channels is 4; save it as TIFF "
+            "or PNG of four 8-bit bands, the fourth tagged alpha (GDAL: -co ALPHA=YES)"
+        )
+    if is_premultiplied(stored):
+        raise DataError(
+            f"{path}: its fourth band is tagged as premultiplied alpha, by which the others would be divided; save it "
+            "with plain alpha (GDAL: -co ALPHA=YES)"
+        )
+    return np.array(image)
 
 
 def _to_8_bit(values: np.ndarray, integers: bool) -> np.ndarray:

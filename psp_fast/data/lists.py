@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from psp_fast.data.pairs import PairDataset
+from psp_fast.data.reading import read_lines
 from psp_fast.errors import DataError
 
 
@@ -15,7 +16,7 @@ class ListDataset(PairDataset):
     root: the folder that the names in the list are relative to (absolute names stay as they are).
     list_file: `image label` a line, separated by white space, or by one tab when names hold spaces; blank lines and
         lines starting with # are skipped. Looked for in `root` first, then as given.
-    classes, palette, label_ids: as `PairDataset` has them.
+    classes, palette, label_ids, channels: as `PairDataset` has them.
 
     Raises DataError, here for the list and its options, in `load` for a sample; check-data reads all samples.
     """
@@ -27,8 +28,9 @@ class ListDataset(PairDataset):
         classes: Sequence[str],
         palette: Sequence[Sequence[int]] | np.ndarray | None = None,
         label_ids: Sequence[int] | None = None,
+        channels: int = 3,
     ) -> None:
-        super().__init__(read_list(Path(root), list_file), classes, palette, label_ids)
+        super().__init__(read_list(Path(root), list_file), classes, palette, label_ids, channels=channels)
 
 
 def read_list(root: Path, list_file: str | Path) -> list[tuple[Path, Path]]:
@@ -41,14 +43,9 @@ def _find(root: Path, list_file: Path) -> Path:
 
 
 def _read(path: Path) -> list[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise DataError(f"{path}: the list of images and labels cannot be read ({reason}); check its path") from error
     pairs = [
         _split(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, start=1)
+        for number, line in enumerate(read_lines(path, "the list of images and labels"), start=1)
         if line.strip() and not line.lstrip().startswith("#")
     ]
     if not pairs:

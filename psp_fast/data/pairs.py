@@ -20,6 +20,7 @@ class PairDataset:
     label_ids: the value that each class has in the label files, when that is not 0..C-1; all other values are then
         ignored.
     ignored_ids: with `label_ids`, the other values that may occur; anything else is then an error of the sample.
+    channels: of the images: 3 (RGB), 1 (grey), or 4, all bands of files that have as many.
 
     Raises DataError, here for the options, in `load` for a sample; check-data reads all samples.
     """
@@ -31,6 +32,7 @@ class PairDataset:
         palette: Sequence[Sequence[int]] | np.ndarray | None = None,
         label_ids: Sequence[int] | None = None,
         ignored_ids: Sequence[int] | None = None,
+        channels: int = 3,
     ) -> None:
         self.classes = tuple(classes)
         if not 2 <= len(self.classes) <= IGNORE:
@@ -38,7 +40,7 @@ class PairDataset:
         if len(set(self.classes)) < len(self.classes):
             raise DataError(f"class names must differ from each other, but are {', '.join(self.classes)}")
         self.palette = checked_palette(palette, len(self.classes))
-        self.pairs = pairs
+        self.pairs, self.channels = pairs, channels
         self._known = None if label_ids is None or ignored_ids is None else (*label_ids, *ignored_ids)
         self._mapping = None if label_ids is None else _mapping(label_ids, len(self.classes))
 
@@ -54,9 +56,9 @@ class PairDataset:
         return " ".join(_stamp(path) for path in self.pairs[index])
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, 3) uint8 RGB, label (H, W) uint8 in 0..C-1 or 255. Raises DataError naming the file."""
+        """Image (H, W, channels) uint8, label (H, W) uint8 in 0..C-1 or 255. Raises DataError naming the file."""
         image_path, label_path = self.pairs[index]
-        image, label = read_pair(image_path, label_path)
+        image, label = read_pair(image_path, label_path, self.channels)
         if self._known is not None:
             check_ids(label, self._known, str(label_path))
         if self._mapping is not None:

@@ -38,7 +38,7 @@ def train_transform(
     degrees, blur: semseg only; largest rotation either way (0: none), and whether half of the images are blurred.
     base_scale: mmseg only; the (long, short) sides the image is fitted into before scaling. None: the image's own.
     cat_max_ratio: mmseg only; crops in which a class has this share of the labelled pixels or more are drawn again.
-    mean, std: RGB in 0..255.
+    mean, std: in 0..255, one number per channel of the images: RGB, or with semseg any other.
     """
     if min(crop) < 1:
         raise ConfigError(f"the crop must be at least 1x1 pixels but is {crop[0]}x{crop[1]} (height x width)")
@@ -141,14 +141,14 @@ class MmsegTrain:
 
 
 def resize_bilinear(image: np.ndarray, size: tuple[int, int], window: Window | None = None) -> np.ndarray:
-    """Resize (H, W, 3) uint8 to `size` (height, width) without anti-aliasing, and return the `window` of the result."""
+    """Resize (H, W, C) uint8 to `size` (height, width) without anti-aliasing, and return the `window` of the result."""
     window = window or Window(0, 0, *size)
     if size == image.shape[:2]:
         return image[window.top : window.bottom, window.left : window.right]
     above, below, down = _neighbours(image.shape[0], size[0], window.top, window.bottom)
     left, right, across = _neighbours(image.shape[1], size[1], window.left, window.right)
     columns = slice(left[0], right[-1] + 1)
-    result = np.empty((window.height, window.width, 3), np.uint8)
+    result = np.empty((window.height, window.width, image.shape[2]), np.uint8)
     for start in range(0, window.height, _BAND):
         band = slice(start, start + _BAND)
         rows = image[above[band], columns].astype(np.float32)
@@ -176,7 +176,7 @@ def rotated(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resize both to `size` (height, width), rotate about the centre, and return the `window` of the result.
 
-    What comes from outside is `fill` (RGB in 0..255) in the image and `IGNORE` in the label.
+    What comes from outside is `fill` (one number in 0..255 per channel) in the image and `IGNORE` in the label.
     """
     turn = np.deg2rad(degrees)
     matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
@@ -186,15 +186,22 @@ def rotated(
     source = _box(corners + shift[:, None], size)
     shift -= source.left, source.top
     coefficients = (*matrix[0], shift[0], *matrix[1], shift[1])
-    image = _affine(
-        resize_bilinear(image, size, source), window, coefficients, Image.Resampling.BILINEAR, tuple(map(round, fill))
-    )
+    image = resize_bilinear(image, size, source)
+    outside = tuple(map(round, fill))
+    if len(outside) == 3:
+        image = _affine(image, window, coefficients, Image.Resampling.BILINEAR, outside)
+    else:  # Pillow would take a fourth channel for alpha
+        channels = [
+            _affine(image[..., i], window, coefficients, Image.Resampling.BILINEAR, value)
+            for i, value in enumerate(outside)
+        ]
+        image = np.stack(channels, axis=2)
     label = _affine(resize_nearest(label, size, source), window, coefficients, Image.Resampling.NEAREST, IGNORE)
     return image, label
 
 
 def gaussian_blur(image: np.ndarray) -> np.ndarray:
-    """5x5 Gaussian of (H, W, 3) uint8, the border mirrored without its edge pixel; exact in integers, then rounded."""
+    """5x5 Gaussian of (H, W, C) uint8, the border mirrored without its edge pixel; exact in integers, then rounded."""
     wide = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect").astype(np.uint16)  # sums end at 256 * 255 + 128
     height, width = image.shape[:2]
     rows = _five_taps(*(wide[i : i + height] for i in range(5)))
@@ -250,7 +257,7 @@ def distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def normalise(image: np.ndarray, mean: Colour = MEAN, std: Colour = STD) -> np.ndarray:
-    """(H, W, 3) uint8 -> (3, H, W) float32, (image - mean) / std."""
+    """(H, W, C) uint8 -> (C, H, W) float32, (image - mean) / std."""
     result = image.transpose(2, 0, 1).astype(np.float32, order="C")
     result -= np.asarray(mean, np.float32)[:, None, None]
     result /= np.asarray(std, np.float32)[:, None, None]
@@ -260,10 +267,10 @@ def normalise(image: np.ndarray, mean: Colour = MEAN, std: Colour = STD) -> np.n
 def padded(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int], above: int, left: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Place (3, h, w) and (h, w) into `size` (height, width), zeros around the image and `IGNORE` around the label."""
+    """Place (C, h, w) and (h, w) into `size` (height, width), zeros around the image and `IGNORE` around the label."""
     height, width = label.shape
     place = slice(above, above + height), slice(left, left + width)
-    full_image = np.zeros((3, *size), np.float32)
+    full_image = np.zeros((len(image), *size), np.float32)
     full_label = np.full(size, IGNORE, np.int64)
     full_image[:, place[0], place[1]] = image
     full_label[place] = label
@@ -300,7 +307,9 @@ def _affine(
     fill: float | tuple[float, ...],
 ) -> np.ndarray:
     size = window.width, window.height
-    turned = Image.fromarray(array).transform(size, Image.Transform.AFFINE, coefficients, resample, fillcolor=fill)
+    turned = Image.fromarray(np.ascontiguousarray(array)).transform(
+        size, Image.Transform.AFFINE, coefficients, resample, fillcolor=fill
+    )
     return np.asarray(turned)
 
 

@@ -29,7 +29,7 @@ def label_map(model: PSPNet, image: Tensor, config: Config, most_bytes: int = _B
 
     Args:
         model: in eval mode.
-        image: (H, W, 3) uint8 RGB, on the model's device.
+        image: (H, W, C) uint8, RGB for a network of three channels, on the model's device.
         config: its fields eval, and mean and std of augment.
         most_bytes: of scores to keep.
     """

@@ -42,7 +42,7 @@ def predict(trained: Trained, images: Sequence[str], folder: Path, config: Confi
         )
     written = []
     for path in tqdm(paths, "predict", unit="image"):
-        pixels = read_image(path)
+        pixels = read_image(path, trained.config.model.in_channels)
         labels = label_map(trained.model, torch.from_numpy(pixels).to(device), config).cpu().numpy()
         written += [folder / f"{path.stem}_labels.png", folder / f"{path.stem}_overlay.png"]
         write_png(written[-2], labels, trained.palette)

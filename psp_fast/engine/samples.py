@@ -28,18 +28,18 @@ from psp_fast.errors import ConfigError, DataError
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers
 
 
-def build_dataset(config: DataConfig, split: Literal["train", "val"]) -> Dataset:
-    """The data set of a split, "train" or "val"."""
+def build_dataset(config: DataConfig, split: Literal["train", "val"], channels: int = 3) -> Dataset:
+    """The data set of a split, "train" or "val", with images of so many channels (scenes: always RGB)."""
     if config.dataset == "scenes":
         scenes = config.scenes
         return Scenes(split, (scenes.height, scenes.width), getattr(scenes, split), scenes.seed)
     splits = config.train_splits if split == "train" else config.val_splits
     if config.dataset in LAYOUTS:
-        return official_dataset(config.dataset, config.root, splits)
+        return official_dataset(config.dataset, config.root, splits, channels)
     if config.dataset == "folder":
-        return folder_dataset(config.root, splits, config.classes, config.palette, config.label_ids)
+        return folder_dataset(config.root, splits, config.classes, config.palette, config.label_ids, channels)
     list_file = config.train_list if split == "train" else config.val_list
-    return ListDataset(config.root, list_file, config.classes, config.palette, config.label_ids)
+    return ListDataset(config.root, list_file, config.classes, config.palette, config.label_ids, channels)
 
 
 def build_train_transform(config: AugmentConfig) -> Transform:
@@ -130,7 +130,7 @@ def usable_workers(workers: int) -> int:
 
 
 class EvaluationSamples(TorchDataset):
-    """Images (H, W, 3) uint8 with their labels (H, W) uint8 and positions, or the DataError of one that is unusable."""
+    """Images (H, W, C) uint8 with their labels (H, W) uint8 and positions, or the DataError of one that is unusable."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset

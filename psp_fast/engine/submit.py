@@ -35,7 +35,8 @@ def submit(trained: Trained, config: Config, folder: Path, device: torch.device)
         raise ConfigError(f"submit is for networks of Cityscapes' 19 classes; this one's {count} are not those")
     written = []
     for path in tqdm(cityscapes.images_to_submit(Path(config.data.root)), "submit", unit="image"):
-        found = label_map(trained.model, torch.from_numpy(read_image(path)).to(device), config)
+        pixels = torch.from_numpy(read_image(path, trained.config.model.in_channels)).to(device)
+        found = label_map(trained.model, pixels, config)
         written.append(folder / path.name)
         write_png(written[-1], cityscapes.submitted(found.cpu().numpy()))
     return written

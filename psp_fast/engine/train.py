@@ -54,7 +54,8 @@ class Trainer:
         train = config.train
         torch.use_deterministic_algorithms(train.deterministic)
         torch.manual_seed(train.seed)
-        self.train_set, self.val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
+        channels = config.model.in_channels
+        self.train_set, self.val_set = (build_dataset(config.data, split, channels) for split in ("train", "val"))
         # A checkpoint's weights replace the pretrained ones, whose file may be gone by now.
         network = config.model if checkpoint is None else dataclasses.replace(config.model, pretrained=False)
         model = run.build_model(network, len(self.train_set.classes)).to(ranks.device)

@@ -199,6 +199,7 @@ class TestUnreadableFiles:
         def refuse(path, mode):
             raise PermissionError(13, "Permission denied")
 
+        (tmp_path / "a.png").touch()
         monkeypatch.setattr(Path, "open", refuse)
         with pytest.raises(DataError, match=r"a\.png: cannot be opened; check its permissions"):
             read(tmp_path / "a.png")

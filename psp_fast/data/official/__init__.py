@@ -14,8 +14,8 @@ from psp_fast.errors import ConfigError, DataError
 LAYOUTS = {"ade20k": ade20k.LAYOUT, "camvid": camvid.LAYOUT, "cityscapes": cityscapes.LAYOUT, "voc": voc.LAYOUT}
 
 
-def official_dataset(name: str, root: str | Path, splits: Sequence[str]) -> PairDataset:
-    """The splits of a data set of `LAYOUTS`, one after the other.
+def official_dataset(name: str, root: str | Path, splits: Sequence[str], channels: int = 3) -> PairDataset:
+    """The splits of a data set of `LAYOUTS`, one after the other; channels as in `PairDataset`.
 
     Raises:
         ConfigError: a split that the data set does not have.
@@ -31,7 +31,7 @@ def official_dataset(name: str, root: str | Path, splits: Sequence[str]) -> Pair
     if len({part.label_ids for part in parts}) > 1:
         raise DataError(f"{root}: of {', '.join(splits)} some have labelIds and some labelTrainIds; make them alike")
     pairs = [pair for part in parts for pair in part.pairs]
-    return PairDataset(pairs, layout.classes, layout.palette, parts[0].label_ids, parts[0].ignored_ids)
+    return PairDataset(pairs, layout.classes, layout.palette, parts[0].label_ids, parts[0].ignored_ids, channels)
 
 
 def folder_dataset(
@@ -40,7 +40,8 @@ def folder_dataset(
     classes: Sequence[str],
     palette: Sequence[Sequence[int]] | np.ndarray | None = None,
     label_ids: Sequence[int] | None = None,
+    channels: int = 3,
 ) -> PairDataset:
     """Images in root/images/<split> with labels in root/labels/<split>; the rest as in `PairDataset`."""
     pairs = [pair for split in splits for pair in folders.find(Path(root), split).pairs]
-    return PairDataset(pairs, classes, palette, label_ids)
+    return PairDataset(pairs, classes, palette, label_ids, channels=channels)

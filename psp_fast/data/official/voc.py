@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from psp_fast.data.official.layout import Layout, Samples, unpacked
+from psp_fast.data.reading import read_lines
 from psp_fast.errors import DataError
 
 _SETS = "ImageSets/Segmentation"
@@ -63,12 +64,7 @@ def _pair(home: Path, name: str) -> tuple[Path, Path]:
 
 def _names(path: Path) -> list[str]:
     """Names of images in a list of VOC's; those that others made may have paths of image and label."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise DataError(f"{path}: the list of images cannot be read ({reason}); check data.root") from error
-    return [Path(line.split()[0]).stem for line in lines if line.strip()]
+    return [Path(line.split()[0]).stem for line in read_lines(path, "the list of images") if line.strip()]
 
 
 LAYOUT = Layout(_CLASSES, _palette(len(_CLASSES)), ("train", "val", "trainval", "train_aug"), _find)
