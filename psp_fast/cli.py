@@ -154,6 +154,7 @@ def _evaluate(arguments: list[str]) -> int:
     check_folder(result.parent)
     found = evaluate(trained.model, dataset, config, ranks, result)
     if ranks.main:
+        found.warn_of_missing_classes()
         print(f"{found.metrics.table()}\n\nwritten to {result}")
         if count:
             from psp_fast.engine.report import write_report

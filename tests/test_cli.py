@@ -86,6 +86,29 @@ def test_check_data(tree, capsys):
     assert "3.png: label ids other than 0..1 and 255 (ignored): 7 (1920 pixels" in capsys.readouterr().out
 
 
+def masks_of_0_and_255(tree):
+    for path in tree.glob("?.png"):
+        Image.fromarray(np.asarray(Image.open(path)) * np.uint8(255)).save(path)
+
+
+def test_masks_of_0_and_255_are_warned_of(tree, capsys):
+    masks_of_0_and_255(tree)
+    assert train("--out=run", "--train.validate_every=1") == 0
+    printed = capsys.readouterr()
+    for where in ("the 8 training crops so far", "the validation labels"):
+        assert printed.err.count(f"psp-fast: warning: no pixel of {where} has the class ground: only the value 0") == 1
+    assert "set data.label_ids to [0, 255]" in printed.err
+    assert "mIoU 100.00 % over 1 of 2 classes" in printed.out
+    assert main(["evaluate", "run"]) == 0
+    printed = capsys.readouterr()
+    assert "warning: no pixel of the validation labels has the class ground" in printed.err
+    assert "(over 1 of 2 classes)" in printed.out
+    assert main(["check-data", "mine.yaml", "--out=report"]) == 0
+    assert "warning: no pixel of the 6 labels has the class ground: only the value 0" in capsys.readouterr().out
+    assert main(["check-data", "mine.yaml", "--out=report", "--data.label_ids=[0,255]"]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_large_images_are_read_without_a_warning(tree, capsys, monkeypatch, recwarn):
     """Up to twice the size at which Pillow starts to warn; larger ones are refused, with their names."""
     train("--out=run")
@@ -100,7 +123,7 @@ def test_large_images_are_read_without_a_warning(tree, capsys, monkeypatch, recw
 @pytest.mark.parametrize(
     ("recipe", "build", "samples", "named"),
     [
-        ("ade20k", trees.ade20k, (3, 2), "wall"),
+        ("ade20k", trees.ade20k, (3, 2), "and 120 more classes"),
         ("voc", lambda root: trees.sbd(trees.voc(root)), (4, 2), "tvmonitor"),
         ("cityscapes", trees.cityscapes, (4, 4), "motorcycle"),
         ("camvid", trees.camvid, (3, 2), "bicyclist"),
@@ -116,7 +139,7 @@ def test_check_data_of_each_data_set(tmp_path, monkeypatch, capsys, recipe, buil
         assert f"{split}: {count} samples, {count} without a problem" in printed
         assert (tmp_path / "report" / f"classes_{split}.png").exists()
     assert printed.count(named) >= 2
-    assert ("never labelled: train" in printed) == (recipe == "cityscapes")
+    assert ("has the class train" in printed) == (recipe == "cityscapes")
 
 
 def truncate(path):

@@ -4,6 +4,7 @@ from psp_fast.data.base import IGNORE, Dataset, Transform
 from psp_fast.data.check import check_dataset
 from psp_fast.data.images import read_image, read_label, write_png
 from psp_fast.data.lists import ListDataset
+from psp_fast.data.missing import missing_classes
 from psp_fast.data.official import LAYOUTS, folder_dataset, official_dataset
 from psp_fast.data.palette import default_palette
 from psp_fast.data.scenes import Scenes
@@ -21,6 +22,7 @@ __all__ = [
     "check_dataset",
     "default_palette",
     "folder_dataset",
+    "missing_classes",
     "official_dataset",
     "read_image",
     "read_label",

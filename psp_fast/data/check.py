@@ -10,9 +10,11 @@ from tqdm import tqdm
 
 from psp_fast.data.base import IGNORE, Dataset, check_sample
 from psp_fast.data.images import write_png
+from psp_fast.data.missing import missing_classes
 from psp_fast.errors import DataError
 
 _LISTED_PROBLEMS = 100
+_LISTED_CLASSES = 30
 
 
 @dataclass
@@ -39,9 +41,11 @@ class Report:
         return not self.problems
 
     @property
-    def never(self) -> tuple[str, ...]:
-        """Classes that no pixel has."""
-        return tuple(name for name, count in zip(self.classes, self.pixels, strict=True) if count == 0)
+    def warning(self) -> str | None:
+        """A sentence on classes that no pixel has, if there are any."""
+        good = self.samples - len(self.problems)
+        where = "the label" if good == 1 else f"the {good} labels"
+        return missing_classes(self.pixels, self.classes, where) if good else None
 
     @property
     def shares(self) -> np.ndarray:
@@ -49,7 +53,7 @@ class Report:
         return 100 * self.pixels / max(self.pixels.sum(), 1)
 
     def text(self) -> str:
-        """The report for a terminal: sizes, a table of the classes, the problems."""
+        """The report for a terminal: sizes, a table of the classes (the largest, if there are many), the problems."""
         total = self.pixels.sum() + self.ignored
         lines = [
             f"{self.samples} samples, {self.samples - len(self.problems)} without a problem",
@@ -58,8 +62,8 @@ class Report:
             "",
             *self._table(),
         ]
-        if self.never:
-            lines += ["", f"never labelled: {', '.join(self.never)}"]
+        if self.warning:
+            lines += ["", f"warning: {self.warning}"]
         lines += ["", f"{len(self.problems)} problem{'' if len(self.problems) == 1 else 's'}"]
         lines += [f"  {problem}" for problem in self.problems[:_LISTED_PROBLEMS]]
         if len(self.problems) > _LISTED_PROBLEMS:
@@ -80,11 +84,14 @@ class Report:
         return f"from {smallest} to {largest}, {len(self.sizes)} different"
 
     def _table(self) -> list[str]:
-        width = max(len("class"), *map(len, self.classes))
-        rows = zip(self.classes, self.shares, self.images, strict=True)
-        return [f" id  {'class':{width}}  {'pixels':>9}  {'images':>7}"] + [
-            f"{index:3}  {name:{width}}  {share:7.3f} %  {images:7}" for index, (name, share, images) in enumerate(rows)
+        shown = sorted(np.argsort(-self.pixels, kind="stable")[:_LISTED_CLASSES].tolist())
+        width = max(len("class"), *(len(self.classes[index]) for index in shown))
+        lines = [f" id  {'class':{width}}  {'pixels':>9}  {'images':>7}"] + [
+            f"{index:3}  {self.classes[index]:{width}}  {self.shares[index]:7.3f} %  {self.images[index]:7}"
+            for index in shown
         ]
+        more = len(self.classes) - len(shown)
+        return [*lines, f"and {more} more classes with fewer pixels: see the histogram"] if more else lines
 
 
 def check_dataset(dataset: Dataset, threads: int = 2, progress: bool = True) -> Report:
@@ -134,7 +141,7 @@ def _histogram(report: Report) -> np.ndarray:
     axes.set_xticks([tick for tick in 10.0 ** np.arange(-6, 3) if lowest <= tick <= highest])
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    axes.set_yticks(rows, report.classes)
+    axes.set_yticks(rows, report.classes, parse_math=False)
     axes.set_ylim(len(shares) - 0.4, -0.6)
     axes.set_xlabel("share of the labelled pixels")
     axes.set_title(f"{len(shares)} classes in {sum(report.sizes.values())} images")

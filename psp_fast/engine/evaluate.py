@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from psp_fast.configs import Config
-from psp_fast.data import Dataset
+from psp_fast.data import Dataset, missing_classes
 from psp_fast.engine.distributed import Ranks
 from psp_fast.engine.inference import evaluating, label_map
 from psp_fast.engine.metrics import Metrics, confusion_matrix, mean_iou
@@ -18,6 +18,7 @@ from psp_fast.engine.progress import Progress, discard, resume
 from psp_fast.engine.samples import evaluation_samples
 from psp_fast.errors import DataError
 from psp_fast.models import PSPNet
+from psp_fast.notices import warn
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Evaluation:
     metrics: Metrics
     confusion: Tensor
     image_iou: list[float]
+
+    def warn_of_missing_classes(self) -> None:
+        """Print a warning if there are classes that no pixel of the labels has."""
+        if warning := missing_classes(self.confusion.sum(1).numpy(), self.metrics.classes, "the validation labels"):
+            warn(warning)
 
 
 def evaluate(model: PSPNet, dataset: Dataset, config: Config, ranks: Ranks, result: Path | None = None) -> Evaluation:

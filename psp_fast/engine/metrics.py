@@ -66,7 +66,14 @@ class Metrics:
 
     def headline(self) -> str:
         """The two numbers of the paper's tables."""
-        return f"mIoU {100 * self.miou:.2f} %, pixel accuracy {100 * self.pixel_accuracy:.2f} %"
+        over = self.over()
+        told = f" over {over}" if over else ""
+        return f"mIoU {100 * self.miou:.2f} %{told}, pixel accuracy {100 * self.pixel_accuracy:.2f} %"
+
+    def over(self) -> str:
+        """How many classes the mean IoU is over, as "1 of 2 classes"; nothing if it is all of them."""
+        counted = _counted(self.class_iou)
+        return "" if counted == len(self.classes) else f"{counted} of {len(self.classes)} classes"
 
     def table(self) -> str:
         """Per-class and mean measures in per cent, for a terminal."""
@@ -74,10 +81,17 @@ class Metrics:
         rows = [f"{'class':{width}}  {'IoU':>6}  {'accuracy':>8}"]
         for name, iou, accuracy in zip(self.classes, self.class_iou, self.class_accuracy, strict=True):
             rows.append(f"{name:{width}}  {_percent(iou):>6}  {_percent(accuracy):>8}")
-        rows.append(f"{'mean':{width}}  {_percent(self.miou):>6}  {_percent(self.mean_accuracy):>8}")
+        rows.append(f"{'mean':{width}}  {_percent(self.miou):>6}  {_percent(self.mean_accuracy):>8}{self._note()}")
         rows.append(f"{'pixel accuracy':{width}}  {_percent(self.pixel_accuracy):>6}")
         rows.append(f"{'score':{width}}  {_percent(self.score):>6}   (mean of mIoU and pixel accuracy)")
         return "\n".join(rows)
+
+    def _note(self) -> str:
+        """What the table says of means over fewer classes than there are."""
+        ious, accuracies, all_classes = _counted(self.class_iou), _counted(self.class_accuracy), len(self.classes)
+        if ious == accuracies:
+            return f"   (over {ious} of {all_classes} classes)" if ious < all_classes else ""
+        return f"   (IoU over {ious} and accuracy over {accuracies} of {all_classes} classes)"
 
     def save(self, path: Path) -> None:
         """Write the measures as JSON (fractions of 1; null for an absent class)."""
@@ -101,6 +115,11 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
+
+
+def _counted(values: Sequence[float]) -> int:
+    """How many values a mean is over."""
+    return int(np.isfinite(values).sum())
 
 
 def _percent(value: float) -> str:

@@ -26,8 +26,10 @@ from psp_fast.engine.inference import evaluating
 from psp_fast.engine.metrics import Metrics
 from psp_fast.engine.optim import build_optimizer, poly_lr, set_lr
 from psp_fast.engine.samples import build_dataset, training_batches
+from psp_fast.engine.seen import SeenLabels
 from psp_fast.errors import CheckpointError, DataError, TrainingError
 from psp_fast.nn import convert_sync_batch_norm
+from psp_fast.notices import warn
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _KEEP_BUFFERS: dict[str, Any] = {  # torch 2.13 renames the argument
@@ -73,6 +75,7 @@ class Trainer:
         # Statistics are synchronised or each process's own: either way there is nothing to broadcast in every step.
         self.wrapped: nn.Module = DistributedDataParallel(model, **_KEEP_BUFFERS) if ranks.world > 1 else model
         self.pending: list[Tensor] = []
+        self.seen, self.complete = SeenLabels(self.train_set.classes, len(self.train_set)), self.step == 0
         self.started = self.since = time.monotonic()
 
     def run(self, folder: Path) -> Metrics:
@@ -101,11 +104,13 @@ class Trainer:
         for batch in bar:
             if isinstance(batch, DataError):
                 raise batch
+            self.seen.add(batch[1])
             self._update(*batch)
             self.step, self.validated = self.step + 1, False
             saving = self._validation_due() or self.step % train.checkpoint_every == 0
             if saving or self.step % train.log_every == 0:
                 bar.set_postfix(self._log())
+                self._warn_of_missing_classes()
             if saving:
                 self._save()
             if self._validation_due():
@@ -192,6 +197,13 @@ class Trainer:
         self._note("train", {"main_loss": main_loss, "aux_loss": aux_loss, "lr": lr, "images_per_second": rate})
         return {"loss": f"{main_loss + self.config.train.aux_weight * aux_loss:.3f}", "images/s": f"{rate:.1f}"}
 
+    def _warn_of_missing_classes(self) -> None:
+        """Say once which classes no pixel has had in an epoch, or in all of a run of fewer steps."""
+        last = self.complete and self.step == self.config.train.steps
+        warning = self.seen.warning(self.ranks, last)
+        if warning and self.ranks.main:
+            warn(warning)
+
     def _save(self) -> None:
         """Write last.pth, unless a bad gradient ruined the weights, which the loss would show a step too late."""
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
@@ -205,9 +217,11 @@ class Trainer:
     def _validate(self) -> Metrics:
         """Measure the model, keep it as best.pth if it is the best so far, and draw the curves and examples."""
         self.ranks.share_buffers(self.model)  # what is measured is what the main process saves
-        metrics = evaluate(self.model, self.val_set, self.config, self.ranks).metrics
-        self.validated = True
+        found = evaluate(self.model, self.val_set, self.config, self.ranks)
+        metrics, self.validated = found.metrics, True
         if self.ranks.main:
+            if not any("miou" in row for row in self.history):
+                found.warn_of_missing_classes()
             measures = {
                 "miou": metrics.miou,
                 "mean_accuracy": metrics.mean_accuracy,

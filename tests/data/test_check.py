@@ -37,7 +37,7 @@ def test_counts_of_a_good_data_set(good):
     assert report.images.tolist() == [1, 2, 1, 0]
     assert report.ignored == 3
     assert report.sizes == {(2, 3): 1, (3, 4): 1}
-    assert report.never == ("kerb",)
+    assert report.warning == "no pixel of the 2 labels has the class kerb"
     assert report.shares.tolist() == [20, 60, 20, 0]
 
 
@@ -47,8 +47,37 @@ def test_text_of_a_good_data_set(good):
     assert "image size (width x height): from 3x2 to 4x3, 2 different" in text
     assert "ignored pixels: 16.67 %" in text
     assert "  1  road    60.000 %        2" in text
-    assert "never labelled: kerb" in text
+    assert "warning: no pixel of the 2 labels has the class kerb" in text
     assert text.endswith("0 problems")
+
+
+def check(root, label):
+    add(root, "a", label)
+    return check_dataset(listed(root, "a"), progress=False)
+
+
+def test_masks_of_0_and_255_are_not_two_classes(tmp_path):
+    report = check(tmp_path, np.array([[0, 255], [255, 0]]))
+    assert "no pixel of the label has the classes road, tree, kerb: only the value 0 counts" in report.warning
+    assert "if the files hold 0 and 255 for two classes, set data.label_ids to [0, 255]" in report.text()
+
+
+def test_labels_that_are_all_ignored(tmp_path):
+    report = check(tmp_path, np.full((2, 2), 255))
+    assert "every pixel of the label is ignored (255), so there is nothing to learn" in report.text()
+
+
+def test_only_the_largest_of_many_classes_are_listed(tmp_path):
+    label = np.zeros((20, 15), np.uint8)
+    label.flat[200:] = np.arange(100) % 50 + 50  # of 100 classes 0 and 50 to 99 occur
+    add(tmp_path, "a", label)
+    (tmp_path / "list.txt").write_text("a.png a_label.png")
+    dataset = ListDataset(tmp_path, "list.txt", [f"class {i}" for i in range(100)])
+    lines = check_dataset(dataset, progress=False).text().splitlines()
+    header = lines.index(next(line for line in lines if line.startswith(" id")))
+    assert [int(line.split()[0]) for line in lines[header + 1 : header + 31]] == [0, *range(50, 79)]
+    assert lines[header + 31] == "and 70 more classes with fewer pixels: see the histogram"
+    assert any("has the classes class 1, class 2," in line and line.endswith("class 10 and 39 more") for line in lines)
 
 
 def test_every_problem_is_collected_with_its_file(tmp_path):

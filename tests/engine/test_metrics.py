@@ -47,3 +47,15 @@ def test_measures(absent, miou, tmp_path):
 def test_nothing_labelled_is_zero_not_a_crash():
     metrics = Metrics.from_confusion(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"], "skip")
     assert (metrics.miou, metrics.pixel_accuracy) == (0, 0)
+
+
+def test_a_mean_over_fewer_classes_than_there_are_says_so():
+    alone = Metrics.from_confusion(torch.tensor([[9, 0], [0, 0]]), ["background", "object"], "skip")
+    assert alone.headline() == "mIoU 100.00 % over 1 of 2 classes, pixel accuracy 100.00 %"
+    assert "100.00    100.00   (over 1 of 2 classes)" in alone.table()
+    predicted = Metrics.from_confusion(torch.tensor([[9, 1], [0, 0]]), ["background", "object"], "skip")
+    assert predicted.over() == ""
+    assert "(IoU over 2 and accuracy over 1 of 2 classes)" in predicted.table()
+    for confusion, absent in (([[9, 0], [0, 0]], "zero"), ([[9, 1], [1, 3]], "skip")):
+        complete = Metrics.from_confusion(torch.tensor(confusion), ["background", "object"], absent)
+        assert "over" not in complete.headline() + complete.table()

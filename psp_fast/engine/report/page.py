@@ -121,7 +121,7 @@ def page(
     """The page; source is the checkpoint's name, bars and confusion the plots."""
     metrics, counts = found.metrics, found.confusion.numpy()
     numbers = {
-        "mean IoU": metrics.miou,
+        "mean IoU" + (f" over {metrics.over()}" if metrics.over() else ""): metrics.miou,
         "pixel accuracy": metrics.pixel_accuracy,
         "mean accuracy": metrics.mean_accuracy,
         "score": metrics.score,
