@@ -1,6 +1,7 @@
 """Data sets in the layouts in which they are distributed."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,55 @@ def test_a_root_relative_to_the_working_directory(tmp_path, monkeypatch, name):
         dataset = official_dataset(name, root, ["val"])
     assert dataset.name(0).startswith("data/mine/")
     assert dataset.load(0)[1].size > 0
+
+
+def behind_links(folder, store):
+    """Move every folder that holds files to `store`, with a link in its place."""
+    for i, path in enumerate(sorted({file.parent for file in folder.rglob("*") if file.is_file()}, reverse=True)):
+        path.rename(store / str(i))
+        path.symlink_to(store / str(i), target_is_directory=True)
+
+
+@pytest.mark.parametrize("name", [*sorted(LAYOUTS), "folder"])
+def test_folders_behind_links_are_read(tmp_path, name):
+    def samples():
+        if name == "folder":
+            return folder_dataset(tmp_path / "data", ["train"], ["sky", "road", "tree"])
+        return official_dataset(name, tmp_path / "data", ["train"])
+
+    getattr(trees, name)(tmp_path / "data")
+    before = samples().pairs
+    (tmp_path / "store").mkdir()
+    behind_links(tmp_path / "data", tmp_path / "store")
+    assert samples().pairs == before
+    assert samples().load(len(before) - 1)[1].size > 0
+
+
+def test_links_that_lead_back_end(tmp_path):
+    trees.folder(tmp_path)
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "train/a/round").symlink_to(tmp_path / kind / "train", target_is_directory=True)
+        (tmp_path / kind / "train/again").symlink_to(tmp_path / kind / "train/b", target_is_directory=True)
+    dataset = folder_dataset(tmp_path, ["train"], ["sky", "road", "tree"])
+    assert [str(image.relative_to(tmp_path / "images/train")) for image, _ in dataset.pairs] == [
+        "2.jpg",
+        "a/1.jpg",
+        "again/1.jpg",
+        "b/1.jpg",
+    ]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    def scandir(folder):
+        if str(folder).endswith("/a"):
+            raise PermissionError(13, "Permission denied")
+        return given(folder)
+
+    given = os.scandir
+    trees.folder(tmp_path)
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"images/train/a: this folder cannot be read \(Permission denied\)"):
+        folder_dataset(tmp_path, ["train"], ["sky", "road", "tree"])
 
 
 def test_camvid_lists_in_a_relative_root(tmp_path, monkeypatch):

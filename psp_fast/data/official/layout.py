@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -48,11 +49,14 @@ def unpacked(root: Path, marker: str, *inner: str) -> Path:
 
 
 def listed(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Files in and below a folder by their path in it without their ending, sorted; hidden ones are left out."""
+    """Files in and below a folder by their path in it without their ending, sorted; hidden ones are left out.
+
+    Folders behind links count, except links to a folder that they are in. Raises DataError for unreadable folders.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; check data.root and the split")
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(_files(folder, frozenset())):
         name = path.relative_to(folder).as_posix()
         ending = next((ending for ending in endings if name.lower().endswith(ending.lower())), None)
         if ending is None or path.name.startswith("."):
@@ -61,6 +65,23 @@ def listed(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
             raise DataError(f"{path} and {other.name} have the same name but for the ending; remove one")
         found[name[: -len(ending)]] = path
     return found
+
+
+def _files(folder: Path, around: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Files in and below a folder; `around` has the device and number of each folder on the way to it."""
+    try:
+        place = folder.stat()
+        with os.scandir(folder) as entries:
+            inside = [(Path(entry.path), entry.is_dir()) for entry in entries]
+    except OSError as error:
+        raise DataError(f"{folder}: this folder cannot be read ({error.strerror}); check its permissions") from error
+    if (place.st_dev, place.st_ino) in around:  # a link back would lead round for ever
+        return
+    for path, is_folder in inside:
+        if is_folder:
+            yield from _files(path, around | {(place.st_dev, place.st_ino)})
+        else:
+            yield path
 
 
 def paired(images: Mapping[str, Path], labels: Mapping[str, Path], folders: tuple[Path, Path]) -> Samples:
