@@ -75,3 +75,57 @@ def test_unknown_keys_in_a_recipe_are_errors(tmp_path):
 def test_a_missing_recipe_lists_what_there_is():
     with pytest.raises(ConfigError, match=r"no recipe 'ade'.*ade20k, .*camvid, .*scenes"):
         recipe_file("ade")
+
+
+def test_class_names_are_the_words_as_written(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "data: {classes: [no, yes, on, Off, ~, 1, 0x1F, 2024-01-01, 'quoted']}\n"
+        "augment: {mirror: no}\nmodel: {bins: [1, 2]}\n"
+    )
+    config = parse("--config", str(tmp_path / "a.yaml"))
+    assert config.data.classes == ["no", "yes", "on", "Off", "~", "1", "0x1F", "2024-01-01", "quoted"]
+    assert config.augment.mirror is False and config.model.bins == [1, 2]
+    assert parse("--config", config_to_yaml(config)) == config
+    assert parse("--data.classes", "[no, yes]").data.classes == ["no", "yes"]
+    assert parse("--data", "{classes: [off, on]}").data.classes == ["off", "on"]
+    merged = "data: {<<: {classes: [no, yes]}, root: x}\n"
+    assert parse("--config", merged).data.classes == ["no", "yes"]
+
+
+def test_the_home_folder_is_known_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = {"data.root": "d", "data.train_list": "t.txt", "data.val_list": "v.txt", "model.pretrained": "w.pth"}
+    config = parse("--out=~/run", *(f"--{name}=~/{file}" for name, file in options.items()))
+    assert config.out == f"{tmp_path}/run"
+    for name, file in options.items():
+        section, field = name.split(".")
+        assert getattr(getattr(config, section), field) == f"{tmp_path}/{file}"
+    assert parse("--data.root=~nobody-has-this-name/d").data.root == "~nobody-has-this-name/d"
+    assert parse("--data.root=a~/d").data.root == "a~/d"
+    (tmp_path / "mine.yaml").write_text("")
+    assert recipe_file("~/mine.yaml") == tmp_path / "mine.yaml"
+
+
+@pytest.mark.parametrize("field", ["out", "data.root", "data.train_list", "data.val_list", "model.pretrained"])
+def test_a_path_with_a_nul_is_refused(field):
+    with pytest.raises(ConfigError, match=f"{field} holds a NUL character"):
+        parse(f"--{field}", "a\0b")
+
+
+GREY = ["--augment.mean=[127]", "--augment.std=[50]"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.in_channels=2"], r"model\.in_channels must be 1 \(grey\), 3 \(RGB\) or 4 .*, got 2"),
+        (["--model.in_channels=4"], r"augment\.mean must have as many numbers as model\.in_channels, 4, got"),
+        (["--model.in_channels=1", GREY[0]], r"augment\.std must have as many numbers as model\.in_channels, 1, got"),
+        (["--model.in_channels=1", *GREY, "--augment.preset=mmseg"], r"mmseg changes hues.*set augment\.preset semseg"),
+        (["--model.in_channels=1", *GREY, "--data.dataset=scenes"], r"scenes draws RGB"),
+    ],
+)
+def test_channels_have_to_fit(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(*arguments)
+    assert parse("--model.in_channels=1", *GREY).augment.mean == (127.0,)

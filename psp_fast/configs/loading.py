@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from psp_fast.configs.checks import check
 from psp_fast.configs.schema import Config
+from psp_fast.configs.words import PARSER_MODE
 from psp_fast.errors import ConfigError
 
 RECIPES = Path(__file__).parent
@@ -22,7 +23,7 @@ def recipe_file(name: str) -> Path:
     Raises:
         ConfigError: there is neither, and the message lists the recipes; or the file is not text.
     """
-    path = Path(name)
+    path = Path(_expanded(name))
     if path.is_file():
         try:
             path.read_text(encoding="utf-8")
@@ -38,7 +39,7 @@ def recipe_file(name: str) -> Path:
 
 def option_parser(prog: str, usage: str, description: str) -> ArgumentParser:
     """A parser without options yet, whose mistakes `parse_options` reports."""
-    return ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False)
+    return ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False, parser_mode=PARSER_MODE)
 
 
 def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
@@ -96,5 +97,41 @@ def config_to_yaml(config: Config) -> str:
 def _to_config(parser: ArgumentParser, values: Namespace) -> Config:
     tree = parser.instantiate(values)
     config = Config(**{field.name: getattr(tree, field.name) for field in dataclasses.fields(Config)})
+    config = _with_expanded_paths(config)
     check(config)
     return config
+
+
+def _with_expanded_paths(config: Config) -> Config:
+    """The configuration with the home folder for ~ in every path; ConfigError for what no path can hold."""
+    data, model = config.data, config.model
+    pretrained = model.pretrained
+    return dataclasses.replace(
+        config,
+        out=None if config.out is None else _path("out", config.out),
+        model=dataclasses.replace(
+            model, pretrained=_path("model.pretrained", pretrained) if isinstance(pretrained, str) else pretrained
+        ),
+        data=dataclasses.replace(
+            data,
+            root=_path("data.root", data.root),
+            train_list=_path("data.train_list", data.train_list),
+            val_list=_path("data.val_list", data.val_list),
+        ),
+    )
+
+
+def _path(field: str, path: str) -> str:
+    if "\0" in path:
+        raise ConfigError(f"{field} holds a NUL character, which no path can: {path!r}")
+    return _expanded(path)
+
+
+def _expanded(path: str) -> str:
+    """The path with the home folder for ~; as it is if there is no such home."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        return path
