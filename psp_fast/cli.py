@@ -22,7 +22,7 @@ from psp_fast.configs import (
     recipe_file,
 )
 from psp_fast.errors import ConfigError, PspFastError
-from psp_fast.files import check_folder
+from psp_fast.files import check_folder, free_name
 
 if TYPE_CHECKING:
     from psp_fast.engine.distributed import Ranks
@@ -272,11 +272,11 @@ def _check_data(arguments: list[str]) -> int:
     from psp_fast.data import check_dataset
     from psp_fast.engine.samples import build_dataset
 
-    folder, ok = Path(config.out or "."), True
+    folder, ok = Path(config.out or "check-data"), True
     check_folder(folder)
     for split in ("train", "val"):
         report = check_dataset(build_dataset(config.data, split, config.model.in_channels))
-        picture = folder / f"classes_{split}.png"
+        picture = free_name(folder / f"classes_{split}.png")
         report.save_histogram(picture)
         print(f"{split}: {report.text()}\nclass histogram: {picture}\n")
         ok = ok and report.ok

@@ -50,6 +50,15 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
+def free_name(path: Path) -> Path:
+    """The path, or the first of <stem>-2, <stem>-3, ... beside it that no file has."""
+    number, free = 1, path
+    while free.exists() or free.is_symlink():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
 def check_folder(folder: str | Path) -> None:
     """Raise PspFastError where results could not be written into folder, made when missing: before they are computed.
 

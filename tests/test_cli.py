@@ -86,6 +86,23 @@ def test_check_data(tree, capsys):
     assert "3.png: label ids other than 0..1 and 255 (ignored): 7 (1920 pixels" in capsys.readouterr().out
 
 
+def test_check_data_overwrites_nothing(tree, capsys):
+    (tree / "mine.yaml").write_text(f"data: {{classes: {CLASSES}}}\n")
+    (tree / "classes_train.png").write_text("mine")
+    for _ in range(2):
+        assert main(["check-data", "mine.yaml"]) == 0
+    assert (tree / "classes_train.png").read_text() == "mine"
+    assert sorted(p.name for p in (tree / "check-data").iterdir()) == [
+        "classes_train-2.png",
+        "classes_train.png",
+        "classes_val-2.png",
+        "classes_val.png",
+    ]
+    assert main(["check-data", "mine.yaml", "--out=."]) == 0
+    assert (tree / "classes_train.png").read_text() == "mine"
+    assert "class histogram: classes_train-2.png" in capsys.readouterr().out
+
+
 def masks_of_0_and_255(tree):
     for path in tree.glob("?.png"):
         Image.fromarray(np.asarray(Image.open(path)) * np.uint8(255)).save(path)

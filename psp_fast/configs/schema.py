@@ -229,7 +229,7 @@ class Config:
 
     Args:
         out: folder of the run, or of the results of other commands; null: the first free runs/<recipe>-N, for others
-            the checkpoint's (evaluate), predictions, submission, the current one (check-data).
+            the checkpoint's (evaluate), predictions, submission, check-data.
         device: "auto", "cpu", "cuda" or "cuda:1".
         model: the network.
         data: the images and labels.
