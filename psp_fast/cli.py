@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     # Users name their own files: only what Pillow refuses to decode, above twice this size, is worth a word.
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb", RuntimeWarning)
+    warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # psp_fast's own warning says it once
     try:
         return commands[arguments[0]](arguments[1:])
     except ConfigError as error:

@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from psp_fast.data.base import IGNORE
-from psp_fast.pictures import INK, PAPER, Entry, as_rgb, colourise, draw_legend, load_font, present_classes, stacked
+from psp_fast.fonts import load_font
+from psp_fast.pictures import INK, PAPER, Entry, as_rgb, colourise, draw_legend, present_classes, stacked
 
 WRONG = (214, 32, 64)
 IGNORED = ((96, 100, 112), (168, 172, 184))  # two colours, in stripes

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from psp_fast.data.base import IGNORE
+from psp_fast.fonts import Font, load_font
 
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 _FRAME = (120, 120, 120)
 _SMALL = 256  # an overlay enlarges images by the largest whole factor that stays within this longer side
+_PAPER_PIXELS = 1 << 22  # that a legend may add to a picture of any size
 _CELL = 320  # longer side of a comparison's cells
 _GAP = 8  # between its cells
 _LONGEST_NAME = 15  # in a legend, in heights of its font
 _FEWEST_ROWS = 6  # of a legend, however low the image
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Entry(NamedTuple):
@@ -28,8 +28,8 @@ class Entry(NamedTuple):
 
 
 def colourise(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """(H, W) integer ids -> (H, W, 3) uint8 RGB; ids beyond the palette, so also ignored pixels, are black."""
-    colours = np.zeros((256, 3), np.uint8)
+    """(H, W) ids -> (H, W, 3) uint8 RGB; ids up to 255 beyond the palette, so also ignored pixels, are black."""
+    colours = np.zeros((max(256, len(palette)), 3), np.uint8)
     colours[: len(palette)] = palette
     return colours[label]
 
@@ -46,13 +46,16 @@ def overlay(
 
     image (H, W, C) uint8; label (H, W) ids; alpha is the weight of the labels' colours. The image keeps its size,
     unless it is so small that it can be enlarged by a whole factor within 256 pixels. Where the legend would be higher
-    than half of the image, its last line says how many classes are left out.
+    than half of the image, its last line says how many classes are left out. A long narrow image whose size it would
+    more than double, by megapixels of paper, has none.
     """
     picture = Image.blend(Image.fromarray(as_rgb(image)), Image.fromarray(colourise(label, palette)), alpha)
     factor = max(_SMALL // max(picture.size), 1)
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    font_size = max(max(picture.size) // 45, 12)
-    return stacked(picture, draw_legend(present_classes(label, classes, palette), picture.size, font_size))
+    font_size = max(min(max(picture.size) // 45, min(picture.size) // 8), 12)
+    legend = draw_legend(present_classes(label, classes, palette), picture.size, font_size)
+    pixels = max(picture.width, legend.width) * (picture.height + legend.height)
+    return picture if pixels > 2 * picture.width * picture.height + _PAPER_PIXELS else stacked(picture, legend)
 
 
 def comparison(
@@ -86,10 +89,10 @@ def comparison(
 
 def present_classes(label: np.ndarray, classes: Sequence[str], palette: np.ndarray) -> list[Entry]:
     """The classes in a label map with their shares, largest first, and at the end the ignored pixels."""
-    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
+    counts = np.bincount(label.ravel(), minlength=max(IGNORE + 1, len(classes)))
     order = [int(index) for index in np.argsort(-counts[: len(classes)], kind="stable") if counts[index]]
     entries = [Entry(classes[i], _colour(palette[i]), _percent(counts[i] / label.size)) for i in order]
-    if counts[IGNORE]:
+    if len(classes) <= IGNORE and counts[IGNORE]:
         entries.append(Entry("ignored", (0, 0, 0), _percent(counts[IGNORE] / label.size)))
     return entries
 
@@ -97,16 +100,17 @@ def present_classes(label: np.ndarray, classes: Sequence[str], palette: np.ndarr
 def draw_legend(entries: Sequence[Entry], picture_size: tuple[int, int], font_size: int) -> Image.Image:
     """Swatch, name and note of every entry in columns, filled downwards, that suit a picture of (width, height)."""
     font = load_font(font_size)
-    names = [_shorten(entry.name, font, _LONGEST_NAME * font_size) for entry in entries]
-    notes_at = 1.5 * font_size + max((font.getlength(name) for name in names), default=0) + font_size / 2
+    fonts = [load_font(font_size, entry.name) for entry in entries]
+    names = [_shorten(entry.name, own, _LONGEST_NAME * font_size) for entry, own in zip(entries, fonts, strict=True)]
+    lengths = [own.getlength(name) for name, own in zip(names, fonts, strict=True)]
+    notes_at = 1.5 * font_size + max(lengths, default=0) + font_size / 2
     notes = max((font.getlength(entry.note) for entry in entries), default=0)
     column_width, row_height = round(notes_at + notes + 1.5 * font_size), round(1.5 * font_size)
     columns = max(min((picture_size[0] - font_size) // column_width, len(entries)), 1)
     most_rows = max(picture_size[1] // 2 // row_height, _FEWEST_ROWS)
     rows = min(-(-len(entries) // columns), most_rows)
     shown = len(entries) if len(entries) <= rows * columns else rows * columns - 1
-    size = max(columns * column_width + font_size, picture_size[0]), rows * row_height + font_size
-    legend = Image.new("RGB", size, PAPER)
+    legend = Image.new("RGB", (columns * column_width + font_size, rows * row_height + font_size), PAPER)
     draw = ImageDraw.Draw(legend)
     for position in range(min(len(entries), rows * columns)):
         column, row = divmod(position, rows)
@@ -115,7 +119,7 @@ def draw_legend(entries: Sequence[Entry], picture_size: tuple[int, int], font_si
             draw.text((left, top), f"and {len(entries) - shown} more", INK, font)
             break
         draw.rectangle((left, top, left + font_size, top + font_size), entries[position].colour, _FRAME)
-        draw.text((left + 1.5 * font_size, top), names[position], INK, font)
+        draw.text((left + 1.5 * font_size, top), names[position], INK, fonts[position])
         draw.text((left + notes_at, top), entries[position].note, _FRAME, font)
     return legend
 
@@ -141,11 +145,6 @@ def _cell(pixels: np.ndarray, size: tuple[int, int], palette: np.ndarray) -> Ima
         return Image.fromarray(colourise(pixels, palette)).resize(size, Image.Resampling.NEAREST)
     resample = Image.Resampling.NEAREST if pixels.shape[1] <= size[0] else Image.Resampling.BOX
     return Image.fromarray(as_rgb(pixels)).resize(size, resample)
-
-
-def load_font(size: int) -> Font:
-    """Pillow's own font, whose letters are `size` pixels high."""
-    return ImageFont.load_default(size)
 
 
 def _shorten(text: str, font: Font, width: float) -> str:

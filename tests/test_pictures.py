@@ -3,7 +3,8 @@ import pytest
 from PIL import ImageDraw
 
 from psp_fast.data.palette import default_palette
-from psp_fast.pictures import colourise, comparison, overlay
+from psp_fast.error_pictures import panels
+from psp_fast.pictures import colourise, comparison, overlay, present_classes
 
 CLASSES = ["sky", "road", "tree"]
 PALETTE = np.array([[0, 0, 200], [200, 0, 0], [0, 200, 0]], np.uint8)
@@ -146,3 +147,39 @@ def test_comparison_without_label_maps_has_no_legend(monkeypatch):
     texts = drawn_texts(monkeypatch)
     comparison(["image"], [[np.zeros((9, 9, 3), np.uint8)]], CLASSES, PALETTE)
     assert texts == ["image"]
+
+
+def test_the_legend_of_a_long_narrow_image_stays_small():
+    for shape in ((40, 20000), (20000, 40)):
+        image, label = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
+        picture = overlay(image, label, CLASSES, PALETTE)
+        assert picture.height - shape[0] < 60, "one line"
+        assert picture.width <= max(shape[1], 300)
+
+
+@pytest.mark.parametrize("shape", [(4, 1_000_000), (1_000_000, 4)])
+def test_a_legend_that_would_be_most_of_the_picture_is_left_out(shape):
+    image, label = np.full((*shape, 3), 100, np.uint8), np.ones(shape, np.uint8)
+    picture = overlay(image, label, CLASSES, PALETTE)
+    assert picture.size == shape[::-1]
+    assert (np.asarray(picture) == (150, 50, 50)).all()
+
+
+@pytest.mark.parametrize("count", [256, 300])
+def test_more_classes_than_a_palette_file_holds(count):
+    names, palette = [f"class {i}" for i in range(count)], default_palette(count)
+    label = np.full((64, 64), 255, np.int64)
+    label[:32] = count - 1
+    assert colours(colourise(label, palette)) == {tuple(palette[i].tolist()) for i in (255, count - 1)}
+    entries = present_classes(label, names, palette)
+    assert {entry.name for entry in entries} == {"class 255", names[-1]}
+    overlay(np.zeros((64, 64, 3), np.uint8), label, names, palette)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_are_drawn(channels):
+    image, label = np.full((64, 96, channels), 100, np.uint8), np.ones((64, 96), np.uint8)
+    image[..., 3:] = 9
+    assert (150, 50, 50) in colours(overlay(image, label, CLASSES, PALETTE))
+    assert (100, 100, 100) in colours(comparison(["image", "truth"], [[image, label]], CLASSES, PALETTE))
+    assert np.asarray(panels(image, label, label, PALETTE)["image"])[0, 0].tolist() == [100, 100, 100]

@@ -12,6 +12,7 @@ from psp_fast.data.base import IGNORE, Dataset, check_sample
 from psp_fast.data.images import write_png
 from psp_fast.data.missing import missing_classes
 from psp_fast.errors import DataError
+from psp_fast.fonts import families
 
 _LISTED_PROBLEMS = 100
 _LISTED_CLASSES = 30
@@ -141,7 +142,7 @@ def _histogram(report: Report) -> np.ndarray:
     axes.set_xticks([tick for tick in 10.0 ** np.arange(-6, 3) if lowest <= tick <= highest])
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    axes.set_yticks(rows, report.classes, parse_math=False)
+    axes.set_yticks(rows, report.classes, parse_math=False, fontfamily=families(report.classes))
     axes.set_ylim(len(shares) - 0.4, -0.6)
     axes.set_xlabel("share of the labelled pixels")
     axes.set_title(f"{len(shares)} classes in {sum(report.sizes.values())} images")

@@ -72,9 +72,12 @@ def read_pair(image_path: str | Path, label_path: str | Path, channels: int = 3)
 def write_png(path: str | Path, pixels: np.ndarray | Image.Image, palette: np.ndarray | None = None) -> None:
     """Write a picture or, with `palette` ((C, 3) uint8 RGB), a label map whose pixel values are the ids.
 
-    Colours beyond the palette, so also that of ignored pixels, are black. The folder is made when missing, and the file
-    appears complete or not at all. Raises DataError naming the file.
+    Colours beyond the palette, so also that of ignored pixels, are black. A label map of more than 256 classes, which
+    no palette can have, is written as 16-bit grey. The folder is made when missing, and the file appears complete or
+    not at all. Raises DataError naming the file.
     """
+    if palette is not None and len(palette) > 256:
+        pixels, palette = np.asarray(pixels, np.uint16), None
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     if palette is not None:
         colours = np.zeros((256, 3), np.uint8)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from psp_fast.engine.report.confusions import most_confused, row_shares
+from psp_fast.fonts import families
 
 _MOST_CLASSES = 30  # in a confusion matrix that is to be read
 _MOST_BARS = 50  # in a column
@@ -51,8 +52,9 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], theme: Theme = 
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color=theme.paper, linewidth=1)
-    axes.set_xticks(range(len(columns)), columns, rotation=90, parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    fonts = families(names)
+    axes.set_xticks(range(len(columns)), columns, rotation=90, parse_math=False, fontfamily=fonts)
+    axes.set_yticks(range(len(names)), names, parse_math=False, fontfamily=fonts)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("predicted class")
@@ -78,7 +80,8 @@ def iou_figure(ious: Sequence[float], classes: Sequence[str], palette: np.ndarra
         for row, value in enumerate(values[part]):
             text = "absent" if np.isnan(value) else f"{100 * value:.1f}"
             axes.text(100 * np.nan_to_num(value) + 1.5, row, text, va="center", fontsize=8, color=theme.ink)
-        axes.set_yticks(range(len(part)), [_short(classes[i]) for i in part], fontsize=8, parse_math=False)
+        names = [_short(classes[i]) for i in part]
+        axes.set_yticks(range(len(part)), names, fontsize=8, parse_math=False, fontfamily=families(names))
         axes.set_ylim(rows - 0.4, -0.6)
         axes.set_xlim(0, 115)
         axes.set_xticks(range(0, 101, 25))
