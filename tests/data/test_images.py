@@ -1,10 +1,12 @@
+import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from psp_fast.data.images import read_image, read_label, read_pair, write_png
 from psp_fast.errors import DataError
@@ -224,6 +226,43 @@ class TestUnreadableFiles:
         with pytest.raises(DataError, match=r"a\.png: is too large to decode safely.*tiles"):
             read(path)
 
+    def test_too_little_memory(self, monkeypatch, tmp_path, read):
+        def load(self):
+            raise MemoryError
+
+        path = saved(tmp_path / "a.png", Image.new("L", (10, 10)))
+        monkeypatch.setattr(Image.Image, "load", load)
+        monkeypatch.setattr(PngImageFile, "load", load)
+        with pytest.raises(DataError, match=r"a\.png: there is not enough memory to read it"):
+            read(path)
+
+    def test_too_little_memory_to_turn_it(self, monkeypatch, tmp_path, read):
+        def transpose(image):
+            raise MemoryError
+
+        monkeypatch.setattr(ImageOps, "exif_transpose", transpose)
+        with pytest.raises(DataError, match="there is not enough memory"):
+            read(saved(tmp_path / "a.png", Image.new("L", (10, 10))))
+
+    def test_pipes_and_devices(self, tmp_path, read):
+        os.mkfifo(tmp_path / "pipe.png")
+        for path in (tmp_path / "pipe.png", Path("/dev/zero"), Path("/dev/null")):
+            with pytest.raises(DataError, match=f"{path.name}: cannot be read .it is not a regular file but a pipe"):
+                read(path)
+
+    def test_too_many_open_files(self, monkeypatch, tmp_path, read):
+        def refuse(path, mode):
+            raise OSError(24, "Too many open files")
+
+        (tmp_path / "a.png").touch()
+        monkeypatch.setattr(Path, "open", refuse)
+        with pytest.raises(DataError, match=r"a\.png: cannot be read \(Too many open files\)"):
+            read(tmp_path / "a.png")
+
+    def test_a_nul_in_the_name(self, read):
+        with pytest.raises(DataError, match="no such file"):
+            read("a\0.png")
+
     def test_no_pixels(self, tmp_path, read):
         with pytest.raises(DataError, match=r"a\.png: is empty or not in a known image format"):
             read(raw_png(tmp_path / "a.png", 8, 0, 3, b"\x00\x00\x00"))
@@ -236,6 +275,12 @@ def test_label_map_keeps_ids_and_palette(tmp_path):
     write_png(path, ids, palette)
     assert np.array_equal(read_label(path), ids)
     assert read_image(path).tolist() == [[[1, 2, 3], [40, 50, 60], [250, 0, 9], [0, 0, 0]]]
+
+
+def test_label_map_of_more_classes_than_a_palette_holds(tmp_path):
+    ids = np.array([[0, 255, 256, 299]])
+    write_png(tmp_path / "a.png", ids, np.zeros((300, 3), np.uint8))
+    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == ids.tolist()
 
 
 @pytest.mark.parametrize("wrap", [np.asarray, Image.fromarray])

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -79,6 +81,15 @@ def test_missing_list(root):
 def test_a_list_that_is_no_text(root):
     with pytest.raises(DataError, match=r"a\.png: the list .* cannot be read \(it is not UTF-8 text\)"):
         ListDataset(root, "a.png", CLASSES)
+
+
+def test_a_list_that_is_a_pipe_or_has_a_nul(root):
+    os.mkfifo(root / "pipe.txt")
+    with pytest.raises(DataError, match=r"pipe\.txt: the list .* cannot be read \(it is not a regular file but a pipe"):
+        ListDataset(root, "pipe.txt", CLASSES)
+    (root / "list.txt").write_bytes("a.png a_label.png\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"list\.txt: the list .* cannot be read \(it is not UTF-8 text\)"):
+        ListDataset(root, "list.txt", CLASSES)
 
 
 @pytest.mark.parametrize("count", [0, 1, 256])

@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 
 from psp_fast.data import LAYOUTS, check_dataset, folder_dataset, official_dataset
+from psp_fast.data.images import read_label
 from psp_fast.data.official import cityscapes
 from psp_fast.engine.metrics import Metrics, confusion_matrix
 from psp_fast.errors import ConfigError, DataError
 from tests.data import cityscapes_numbers, trees
+
+VOC_SETS = "VOCdevkit/VOC2012/ImageSets/Segmentation"
 
 OFFICIAL = json.loads(cityscapes_numbers.NUMBERS.read_text())
 TRAIN_IDS = {i: train_id for _, i, train_id, _ in OFFICIAL["labels"] if i >= 0}
@@ -100,6 +103,18 @@ def test_train_aug_from_a_folder_of_converted_labels(tmp_path, list_name, line):
 def test_train_aug_without_sbd(tmp_path):
     with pytest.raises(DataError, match=r"train_aug needs SBD's labels: .*SegmentationClassAug.*benchmark_RELEASE"):
         official_dataset("voc", trees.voc(tmp_path), ["train_aug"])
+
+
+def test_pipes_in_the_place_of_files(tmp_path):
+    root = trees.sbd(trees.voc(tmp_path))
+    mat, names = (root / name for name in ("benchmark_RELEASE/dataset/cls/2008_000002.mat", f"{VOC_SETS}/val.txt"))
+    for path in (mat, names):
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(DataError, match=r"val\.txt: the list of images cannot be read \(it is not a regular file"):
+        official_dataset("voc", root, ["val"])
+    with pytest.raises(DataError, match=r"2008_000002\.mat: cannot be read \(it is not a regular file"):
+        read_label(mat)
 
 
 def test_mat_files_that_are_none(tmp_path):

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from psp_fast.checkpoints import save_checkpoint
+from psp_fast.data import default_palette
 from psp_fast.engine.predict import predict
-from psp_fast.engine.run import build_model, describe, load_trained
+from psp_fast.engine.run import Trained, build_model, describe, load_trained
 from psp_fast.engine.samples import build_dataset
 from psp_fast.errors import DataError
 from tests.engine import small
@@ -78,3 +79,16 @@ def test_a_broken_image_is_named_before_anything_is_written(trained, tmp_path):
     with pytest.raises(DataError, match=r"cut\.jpg"):
         predict(trained, [str(tmp_path / "cut.jpg")], tmp_path / "out", small.config(), CPU)
     assert not (tmp_path / "out").exists()
+
+
+def test_more_than_256_classes(tmp_path):
+    Image.fromarray(pixels()).save(tmp_path / "photo.png")
+    torch.manual_seed(0)
+    config = small.config()
+    model = build_model(config.model, 300).eval()
+    with torch.no_grad():  # the last class, whatever the image
+        model.cls[-1].bias.copy_(torch.arange(300) * 1e3)
+    wide = Trained(model, config, [f"class {i}" for i in range(300)], default_palette(300))
+    labels, overlay = predict(wide, [str(tmp_path / "photo.png")], tmp_path / "out", config, CPU)
+    assert (np.asarray(Image.open(labels)) == 299).all()
+    assert Image.open(overlay).size[0] >= 52
