@@ -84,8 +84,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text as `replacing` does; PspFastError where it cannot be written."""
-    write_bytes(path, text.encode())
+    """Write text, with file names that are not UTF-8 escaped, as `replacing` does; PspFastError where it cannot be."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def _umask() -> int:

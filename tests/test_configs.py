@@ -1,6 +1,7 @@
 """Recipes, options, and the mistakes people make in them."""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -110,6 +111,13 @@ def test_the_home_folder_is_known_in_every_path(tmp_path, monkeypatch):
 def test_a_path_with_a_nul_is_refused(field):
     with pytest.raises(ConfigError, match=f"{field} holds a NUL character"):
         parse(f"--{field}", "a\0b")
+
+
+def test_a_path_that_no_saved_configuration_could_hold_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.root '.*udce9' is not UTF-8: use another name, or a link to it"):
+        parse("--data.root", os.fsdecode(b"caf\xe9"))
+    with pytest.raises(ConfigError, match=r"the recipe's name '.*' is not UTF-8"):
+        recipe_file(os.fsdecode(b"caf\xe9.yaml"))
 
 
 GREY = ["--augment.mean=[127]", "--augment.std=[50]"]

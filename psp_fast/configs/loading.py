@@ -11,7 +11,6 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from psp_fast.configs.checks import check
 from psp_fast.configs.schema import Config
-from psp_fast.configs.words import PARSER_MODE
 from psp_fast.errors import ConfigError
 
 RECIPES = Path(__file__).parent
@@ -23,6 +22,7 @@ def recipe_file(name: str) -> Path:
     Raises:
         ConfigError: there is neither, and the message lists the recipes; or the file is not text.
     """
+    _check_utf8("the recipe's name", name)
     path = Path(_expanded(name))
     if path.is_file():
         try:
@@ -39,6 +39,8 @@ def recipe_file(name: str) -> Path:
 
 def option_parser(prog: str, usage: str, description: str) -> ArgumentParser:
     """A parser without options yet, whose mistakes `parse_options` reports."""
+    from psp_fast.configs.words import PARSER_MODE
+
     return ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False, parser_mode=PARSER_MODE)
 
 
@@ -124,7 +126,16 @@ def _with_expanded_paths(config: Config) -> Config:
 def _path(field: str, path: str) -> str:
     if "\0" in path:
         raise ConfigError(f"{field} holds a NUL character, which no path can: {path!r}")
+    _check_utf8(field, path)
     return _expanded(path)
+
+
+def _check_utf8(what: str, path: str) -> None:
+    """Raise ConfigError for a path that a file, such as the saved configuration, could not hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{what} {path!r} is not UTF-8: use another name, or a link to it") from error
 
 
 def _expanded(path: str) -> str:

@@ -69,7 +69,7 @@ class Report:
         lines += [f"  {problem}" for problem in self.problems[:_LISTED_PROBLEMS]]
         if len(self.problems) > _LISTED_PROBLEMS:
             lines.append(f"  and {len(self.problems) - _LISTED_PROBLEMS} more")
-        return "\n".join(lines)
+        return "\n".join(lines).encode(errors="backslashreplace").decode()  # names of files may be no UTF-8
 
     def save_histogram(self, path: str | Path) -> None:
         """Draw the share of each class on a logarithmic axis as a PNG. Raises DataError when it cannot be written."""

@@ -318,3 +318,16 @@ def test_a_root_that_is_not_the_data_set(tmp_path, name):
 def test_names_and_colours(name, count):
     layout = LAYOUTS[name]
     assert len(set(layout.classes)) == count and layout.palette.shape == (count, 3) and layout.palette.dtype == np.uint8
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    trees.folder(tmp_path)
+    for kind, ending in (("images", ".jpg"), ("labels", ".png")):
+        path = tmp_path / kind / "train" / f"2{ending}"
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9") + ending))
+    dataset = folder_dataset(tmp_path, ["train"], ["sky", "road", "tree"])
+    assert len({dataset.load(i)[0].shape for i in range(3)}) == 1
+    (tmp_path / "images/train" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"none")
+    text = check_dataset(dataset, progress=False).text()
+    assert "caf\\udce9.jpg: is empty or not in a known image format" in text
+    text.encode()

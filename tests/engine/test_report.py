@@ -129,6 +129,15 @@ def test_names_are_escaped(tmp_path):
     assert "Evaluation of best<1>.pth" in page.words
 
 
+def test_what_the_page_says_of_means_over_fewer_classes_and_of_names_that_are_not_utf8(tmp_path, monkeypatch):
+    monkeypatch.setattr(Named, "name", lambda self, index: f"caf\udce9{index}.png")
+    confusion = torch.eye(18, dtype=torch.int64)
+    confusion[3, 3] = 0
+    page, _ = report(tmp_path, confusion=confusion)
+    assert "mean IoU over 17 of 18 classes" in page.words
+    assert "caf\\udce90.png: mean IoU 20.0 %" in page.words
+
+
 def test_absent_classes_and_pictures_of_an_earlier_page(tmp_path):
     report(tmp_path)
     confusion = torch.zeros(18, 18, dtype=torch.int64)
