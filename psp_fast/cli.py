@@ -254,7 +254,9 @@ def _export(arguments: list[str]) -> int:
     size = options.size or trained.config.augment.crop
     for agreement in export(trained, options.out, size, dynamic=options.dynamic, output=options.output):
         print(f"as the network, on a random image of {agreement}")
-    shape = "any number and size" if options.dynamic else f"(1, 3, {size[0]}, {size[1]})"
+    shape = (
+        "any number and size" if options.dynamic else f"(1, {trained.config.model.in_channels}, {size[0]}, {size[1]})"
+    )
     print(f"written to {options.out}: {options.output} of images of {shape}")
     return 0
 

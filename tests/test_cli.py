@@ -1,12 +1,14 @@
 """The command line as a user meets it: what works, and what is said when the input cannot be used."""
 
 import json
+from inspect import signature
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from psp_fast.cli import main
+from psp_fast.models import PSPNet
 from tests.data import trees
 
 CLASSES = "[sky,ground]"
@@ -67,6 +69,23 @@ def test_train_resume_evaluate_predict_on_a_users_own_images(tree, capsys):
         "1_labels.png",
         "1_overlay.png",
     ]
+
+
+@pytest.mark.skipif("in_channels" not in signature(PSPNet).parameters, reason="PSPNet takes RGB alone")
+@pytest.mark.parametrize("channels", [1, 4])
+def test_training_on_grey_and_four_band_images(tree, channels):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        bands = rng.integers(0, 256, (40, 48, 4), dtype=np.uint8)
+        Image.fromarray(bands if channels == 4 else bands[..., 0]).save(f"{i}.tif")
+    for name in ("train.txt", "val.txt"):
+        (tree / name).write_text((tree / name).read_text().replace(".jpg", ".tif"))
+    values = [f"--augment.{name}={[value] * channels}" for name, value in (("mean", 127), ("std", 60))]
+    assert train("--out=run", f"--model.in_channels={channels}", *values) == 0
+    assert main(["evaluate", "run", "--eval.mode=slide", "--eval.crop=[33,33]", "--pictures=1"]) == 0
+    assert main(["predict", "run", "7.tif"]) == 0
+    assert Image.open("predictions/7_labels.png").size == (48, 40)
+    assert main(["export", "run", "net.pt2", "--dynamic"]) == 0
 
 
 def test_runs_are_numbered_and_never_overwritten(tree, capsys):

@@ -19,7 +19,7 @@ from psp_fast.errors import ConfigError, PspFastError
 from psp_fast.files import write_bytes
 from psp_fast.models import PSPNet
 
-_TRACED = (2, 3, 233, 361)  # a shape without coincidences, which would be taken for rules; nothing is computed
+_TRACED = (233, 361)  # a size without coincidences, which would be taken for rules; nothing is computed
 
 
 def export(
@@ -27,8 +27,9 @@ def export(
 ) -> list[Agreement]:
     """Write a network for another runtime, after running the file's content against the network in plain PyTorch.
 
-    The file takes `images`, (1, 3, H, W) float32, RGB, normalised by the mean and std that stand in its metadata beside
-    the class names and the palette, as JSON: an ONNX model's properties, a program's extra file psp_fast.json.
+    The file takes `images`, (1, 3, H, W) float32 RGB (or as many channels as the network has), normalised by the mean
+    and std that stand in its metadata beside the class names and the palette, as JSON: an ONNX model's properties, a
+    program's extra file psp_fast.json.
 
     Args:
         trained: the network, on the CPU and in eval mode, with its classes, palette and configuration.
@@ -57,19 +58,20 @@ def export(
     file_format = FORMATS[path.suffix]
     for name in file_format.requires:
         required(name)
-    program = _program(ExportNetwork(trained.model, output), size, smallest if dynamic else None)
+    channels = trained.config.model.in_channels
+    program = _program(ExportNetwork(trained.model, output), channels, size, smallest if dynamic else None)
     content = file_format.serialise(program, _metadata(trained, output))
     # Sizes that differ by no multiple of the stride have pooling windows of other kinds.
     sizes = [size, (size[0] + 5, size[1] + 11)] if dynamic else [size]
     run = file_format.load(content)
-    agreements = [_check(trained.model, run, each, output, path) for each in sizes]
+    agreements = [_check(trained.model, run, channels, each, output, path) for each in sizes]
     write_bytes(path, content)
     return agreements
 
 
-def _program(network: ExportNetwork, size: tuple[int, int], smallest: int | None) -> ExportedProgram:
+def _program(network: ExportNetwork, channels: int, size: tuple[int, int], smallest: int | None) -> ExportedProgram:
     """The network for images of `size`, or for all sizes from `smallest` on."""
-    shape = (1, 3, *size) if smallest is None else _TRACED
+    shape = (1, channels, *size) if smallest is None else (2, channels, *_TRACED)
     free = {dim: Dim(name, min=smallest if dim else None) for dim, name in DYNAMIC.items()}
     with torch.no_grad():
         program = torch.export.export(
@@ -87,7 +89,7 @@ def _program(network: ExportNetwork, size: tuple[int, int], smallest: int | None
 def _metadata(trained: Trained, output: Output) -> dict[str, Any]:
     """What a user of the file has to know, in JSON's types."""
     return {
-        "colours": "RGB",
+        "colours": {1: "grey", 3: "RGB"}.get(trained.config.model.in_channels, "bands"),
         "mean": list(trained.config.augment.mean),
         "std": list(trained.config.augment.std),
         "output": output,
@@ -96,9 +98,9 @@ def _metadata(trained: Trained, output: Output) -> dict[str, Any]:
     }
 
 
-def _check(model: PSPNet, run: Run, size: tuple[int, int], output: Output, path: Path) -> Agreement:
+def _check(model: PSPNet, run: Run, channels: int, size: tuple[int, int], output: Output, path: Path) -> Agreement:
     """The file's agreement with the network; PspFastError where it does not hold."""
-    images = torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0))
+    images = torch.randn((1, channels, *size), generator=torch.Generator().manual_seed(0))
     agreement = compare(run(images), _expected(model, images, output), size)
     if not agreement.holds:
         raise PspFastError(
