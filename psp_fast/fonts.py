@@ -45,7 +45,7 @@ def families(names: Sequence[str]) -> list[str]:
 def _lacks(font: Font, text: str) -> bool:
     """Whether a font draws one of the characters as a box."""
     box = bytes(font.getmask(_NO_LETTER))
-    return any(bytes(font.getmask(character)) == box for character in set(text))
+    return any(bytes(font.getmask(character)) == box for character in set(text) if not character.isspace())
 
 
 @cache
@@ -87,4 +87,4 @@ def _letters(file: str) -> frozenset[int]:
 
 
 def _points(text: str) -> set[int]:
-    return {ord(character) for character in text}
+    return {ord(character) for character in text if not character.isspace()}

@@ -128,11 +128,13 @@ def _pixels(image: Image.Image, stored: Image.Image, path: str | Path, channels:
         grey = _to_8_bit(np.asarray(image), integers=image.mode.startswith("I"))
         return np.repeat(grey[:, :, None], channels, axis=2)
     if image.has_transparency_data:
-        if stored.format in _BANDED and image.getchannel(len(image.getbands()) - 1).getextrema() != (255, 255):
+        alpha = len(image.getbands()) - 1
+        if stored.format in _BANDED and image.getchannel(alpha).getextrema() != (255, 255):
+            four = "set model.in_channels to 4 to read all four, " if alpha == 3 else ""
             raise DataError(
                 f"{path}: is a {stored.format} of {bands(stored)} bands, of which one counts as alpha but may be "
-                "another measurement, such as infrared, so it is not blended; set model.in_channels to 4 to read four "
-                "bands, save the colours alone, or save a picture with transparency as PNG"
+                f"another measurement, such as infrared, so it is not blended; {four}save the colours alone, or save a "
+                "picture with transparency as PNG"
             )
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     pixels = np.array(image.convert("RGB" if channels == 3 else "L"))

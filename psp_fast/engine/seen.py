@@ -25,18 +25,21 @@ class SeenLabels:
         self.crops, self.told = 0, False
 
     def add(self, labels: Tensor) -> None:
-        """Count labels (n, h, w) int64 on the CPU; nothing is left to count once every class was seen."""
+        """Count labels (n, h, w) int64 on the CPU, until every class was seen or a warning was given."""
         self.crops += len(labels)
-        if not self.counts[: len(self.classes)].all():
+        if not self.told and not self.counts[: len(self.classes)].all():
             self.counts += torch.bincount(labels.flatten(), minlength=IGNORE + 1)
 
-    def warning(self, ranks: Ranks, last: bool) -> str | None:
-        """Once an epoch was seen, or at the last chance: a sentence on classes that no pixel had; not twice.
+    def warning(self, ranks: Ranks, *, validating: bool, last: bool) -> str | None:
+        """A sentence on classes that no pixel had, once an epoch was seen or at the last chance; not twice.
 
-        All processes have to call it.
+        Where fewer than two classes were seen, a validation is late enough. All processes have to call it.
         """
-        if self.told or not (last or self.crops * ranks.world >= self.samples):
+        crops = self.crops * ranks.world
+        if self.told or not (validating or last or crops >= self.samples):
             return None
-        self.told = True
         counts = ranks.sum(self.counts.to(ranks.device)).cpu()[: len(self.classes)]
-        return missing_classes(counts.numpy(), self.classes, f"the {self.crops * ranks.world} training crops so far")
+        self.told = last or crops >= self.samples or int((counts > 0).sum()) < 2
+        return (
+            missing_classes(counts.numpy(), self.classes, f"the {crops} training crops so far") if self.told else None
+        )

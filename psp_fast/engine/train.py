@@ -75,7 +75,7 @@ class Trainer:
         # Statistics are synchronised or each process's own: either way there is nothing to broadcast in every step.
         self.wrapped: nn.Module = DistributedDataParallel(model, **_KEEP_BUFFERS) if ranks.world > 1 else model
         self.pending: list[Tensor] = []
-        self.seen, self.complete = SeenLabels(self.train_set.classes, len(self.train_set)), self.step == 0
+        self.seen, self.first = SeenLabels(self.train_set.classes, len(self.train_set)), self.step
         self.started = self.since = time.monotonic()
 
     def run(self, folder: Path) -> Metrics:
@@ -199,8 +199,8 @@ class Trainer:
 
     def _warn_of_missing_classes(self) -> None:
         """Say once which classes no pixel has had in an epoch, or in all of a run of fewer steps."""
-        last = self.complete and self.step == self.config.train.steps
-        warning = self.seen.warning(self.ranks, last)
+        last = self.first == 0 and self.step == self.config.train.steps
+        warning = self.seen.warning(self.ranks, validating=self._validation_due(), last=last)
         if warning and self.ranks.main:
             warn(warning)
 

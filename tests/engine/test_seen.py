@@ -9,6 +9,10 @@ ONE = Ranks(0, 1, torch.device("cpu"))
 CLASSES = ["sky", "road", "tree"]
 
 
+def warning(seen, validating=False, last=False):
+    return seen.warning(ONE, validating=validating, last=last)
+
+
 def labels(*values):
     return torch.tensor(values).repeat(2, 3, 1)  # two crops
 
@@ -16,24 +20,33 @@ def labels(*values):
 def test_classes_are_missing_only_after_an_epoch():
     seen = SeenLabels(CLASSES, samples=4)
     seen.add(labels(0, 255))
-    assert seen.warning(ONE, last=False) is None
+    assert warning(seen) is None
     seen.add(labels(1, 255))
-    assert seen.warning(ONE, last=False) == "no pixel of the 4 training crops so far has the class tree"
-    assert seen.warning(ONE, last=True) is None, "told once"
+    assert warning(seen) == "no pixel of the 4 training crops so far has the class tree"
+    assert warning(seen, last=True) is None, "told once"
 
 
 def test_the_last_step_warns_without_an_epoch():
     seen = SeenLabels(CLASSES, samples=100)
     seen.add(labels(255))
-    assert seen.warning(ONE, last=False) is None
-    assert "every pixel of the 2 training crops so far is ignored" in seen.warning(ONE, last=True)
+    assert warning(seen) is None
+    assert "every pixel of the 2 training crops so far is ignored" in warning(seen, last=True)
+
+
+def test_one_class_alone_is_told_at_the_first_validation():
+    seen = SeenLabels(CLASSES, samples=100)
+    seen.add(labels(0, 1))
+    assert warning(seen, validating=True) is None, "tree may come"
+    seen = SeenLabels(CLASSES, samples=100)
+    seen.add(labels(0, 255))
+    assert "the 2 training crops so far has the classes road, tree: only the value 0" in warning(seen, validating=True)
 
 
 def test_nothing_is_said_of_complete_labels():
     seen = SeenLabels(CLASSES, samples=2)
     for _ in range(3):
         seen.add(labels(0, 1, 2, 255))
-        assert seen.warning(ONE, last=False) is None
+        assert warning(seen) is None
     assert seen.counts.tolist()[:3] == [6, 6, 6], "counting has stopped after the first"
 
 
@@ -43,4 +56,6 @@ def test_other_processes_labels_count(monkeypatch):
     seen = SeenLabels(CLASSES, samples=4)
     seen.add(labels(0, 255))
     two = Ranks(0, 2, torch.device("cpu"))
-    assert seen.warning(two, last=False) == "no pixel of the 4 training crops so far has the class tree"
+    assert (
+        seen.warning(two, validating=False, last=False) == "no pixel of the 4 training crops so far has the class tree"
+    )
