@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt
@@ -22,10 +22,10 @@ from psp_fast.configs import (
     recipe_file,
 )
 from psp_fast.errors import ConfigError, PspFastError
-from psp_fast.files import check_folder, free_name
+from psp_fast.files import check_folder, free_name, locked
+from psp_fast.streams import forgive_lost_output
 
-if TYPE_CHECKING:
-    from psp_fast.engine.distributed import Ranks
+_FLAGS = ("-h", "--help", "--print_config", "--dynamic")  # options without a value
 
 _USAGE = """psp-fast COMMAND [options]
 
@@ -42,9 +42,9 @@ commands:
 psp-fast COMMAND --help tells the options of a command."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 the user's input cannot be used, 2 wrong usage, 130 interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(sys.argv[1:] if given is None else given)
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": _evaluate,
@@ -61,29 +61,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in commands:
         print(f"psp-fast: error: there is no command {arguments[0]!r}\nusage: {_USAGE}", file=sys.stderr)
         return 2
+    if given is None:  # a process of our own
+        forgive_lost_output()
     # Users name their own files: only what Pillow refuses to decode, above twice this size, is worth a word.
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb", RuntimeWarning)
     warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # psp_fast's own warning says it once
     try:
         return commands[arguments[0]](arguments[1:])
-    except ConfigError as error:
-        print(f"psp-fast: error: {error}", file=sys.stderr)
-        return 2
     except (PspFastError, OSError) as error:
         print(f"psp-fast: error: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        return 2 if isinstance(error, ConfigError) else 1
+    except (MemoryError, RuntimeError) as error:
+        reason = _reason(error)
+        if reason is None:
             raise
-        print(
-            "psp-fast: error: a process that loads images was killed, as where memory is short: give --train.workers a "
-            f"smaller number ({error})",
-            file=sys.stderr,
-        )
+        print(f"psp-fast: error: {reason} ({str(error).partition(chr(10))[0]})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("psp-fast: interrupted", file=sys.stderr)
         return 130
+
+
+def _reason(error: MemoryError | RuntimeError) -> str | None:
+    """What the user can do about an error of torch's; None of one that should not be."""
+    from psp_fast.engine import distributed
+    from psp_fast.engine.inference import of_memory
+
+    if "DataLoader worker" in str(error):
+        return "a process that loads images was killed, as where memory is short: give --train.workers a smaller number"
+    if of_memory(error):
+        return "there is not enough memory: lower train.batch_size or augment.crop, or evaluate with --eval.mode slide"
+    if isinstance(error, RuntimeError) and distributed.of_another_process(error):
+        return (
+            "another process of this run has ended or does not answer: its own message says why, or it was killed or "
+            "stopped"
+        )
+    return None
 
 
 def _train(arguments: list[str]) -> int:
@@ -91,14 +104,10 @@ def _train(arguments: list[str]) -> int:
         "psp-fast train [RECIPE] [--train.steps N] [--model.layers N] [--any.option VALUE ...]\n"
         "       psp-fast train --resume RUN"
     )
-    resumed = arguments[:1] == ["--resume"]
-    if resumed and len(arguments) != 2:
-        raise ConfigError(
-            f"--resume takes the folder of a run and no other option: a resumed run is the same run\nusage: {usage}"
-        )
-    positional, options = ([], []) if resumed else _leading(arguments)
+    resumed = _resumed(arguments, usage)
+    positional, options = ([], []) if resumed else _separated(arguments)
     recipe = _at_most_one(positional, "RECIPE") or "scenes"
-    base = _saved_config(Path(arguments[1])) if resumed else recipe_file(recipe)
+    base = _saved_config(resumed) if resumed else recipe_file(recipe)
     parser = config_parser(
         "psp-fast train",
         usage,
@@ -110,11 +119,15 @@ def _train(arguments: list[str]) -> int:
     from psp_fast.engine import distributed, run
     from psp_fast.engine.train import Trainer
 
-    ranks = distributed.start(config.device)
-    last = Path(arguments[1]) / run.LAST if resumed else None
-    trainer = Trainer(config, ranks, last if last and last.exists() else None)
-    folder = Path(arguments[1]) if resumed else _new_folder(config, Path(recipe).stem, ranks)
-    metrics = trainer.run(folder)
+    ranks, stem = distributed.start(config.device), Path(recipe).stem
+    resumed = resumed or ranks.from_main(run.before_restart(config, stem) if ranks.main else None)
+    with contextlib.ExitStack() as held:
+        if resumed and ranks.main:
+            held.enter_context(locked(resumed))
+        trainer = Trainer(config, ranks, run.checkpoint_to_resume(resumed) if resumed else None)
+        made = held.enter_context(run.new_folder(config, stem)) if ranks.main and not resumed else None
+        folder = resumed or ranks.from_main(made)
+        metrics = trainer.run(folder)
     if ranks.main:
         print(f"{metrics.table()}\n\n{metrics.headline()}")
         print(f"picture: {folder / 'examples.png'}   curves: {folder / 'curves.png'}")
@@ -123,8 +136,21 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
+def _resumed(arguments: Sequence[str], usage: str) -> Path | None:
+    """The folder of --resume FOLDER, if that was given."""
+    if not any(argument.split("=")[0] == "--resume" for argument in arguments):
+        return None
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if len(words) != 2 or words[0] != "--resume":
+        raise ConfigError(
+            "--resume takes the folder of a run and no other option; to change how the run goes on, edit its "
+            f"config.yaml\nusage: {usage}"
+        )
+    return Path(words[1])
+
+
 def _evaluate(arguments: list[str]) -> int:
-    positional, options = _leading(arguments)
+    positional, options = _separated(arguments)
     checkpoint = _at_most_one(positional, "CHECKPOINT_OR_RUN")
     usage = "psp-fast evaluate CHECKPOINT_OR_RUN [--data.root DIR] [--eval.mode slide] [--pictures [N]] [--out DIR]"
     description = "Measure a trained network on a validation set. Killed and started again, it goes on where it was."
@@ -147,19 +173,18 @@ def _evaluate(arguments: list[str]) -> int:
     ranks = distributed.start(config.device)
     trained = run.load_trained(checkpoint, ranks.device)
     dataset = build_dataset(config.data, "val", trained.config.model.in_channels)
-    if tuple(dataset.classes) != tuple(trained.classes):
-        raise ConfigError(
-            f"{checkpoint} was trained on the classes {', '.join(trained.classes)}, not on {', '.join(dataset.classes)}"
-        )
+    trained.check_classes(dataset.classes, checkpoint)
     result = (Path(config.out) if config.out else run.checkpoint_of(checkpoint).parent) / "evaluation.json"
     check_folder(result.parent)
+    if count:
+        from psp_fast.engine.report import check_report, write_report
+
+        check_report(result.parent, count)
     found = evaluate(trained.model, dataset, config, ranks, result)
     if ranks.main:
         found.warn_of_missing_classes()
         print(f"{found.metrics.table()}\n\nwritten to {result}")
         if count:
-            from psp_fast.engine.report import write_report
-
             page = write_report(result.parent, str(checkpoint), trained.model, dataset, found, config, count)
             print(f"page: {page}   pictures: {page.parent / 'pictures'}")
     distributed.stop()
@@ -167,7 +192,7 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _predict(arguments: list[str]) -> int:
-    positional, options = _leading(arguments)
+    positional, options = _separated(arguments)
     usage = "psp-fast predict CHECKPOINT_OR_RUN IMAGE... [--out DIR] [--eval.mode slide] [--device cpu]"
     checkpoint = positional[0] if positional else ""
     config = _config_for(checkpoint, options, "psp-fast predict", usage, "Label maps and overlays of images.")
@@ -187,7 +212,7 @@ def _predict(arguments: list[str]) -> int:
 
 
 def _submit(arguments: list[str]) -> int:
-    positional, options = _leading(arguments)
+    positional, options = _separated(arguments)
     usage = "psp-fast submit CHECKPOINT_OR_RUN [--data.root DIR] [--out DIR] [--eval.mode slide]"
     description = "Label maps of Cityscapes' test set, in ids and by the names that its server takes."
     checkpoint = _at_most_one(positional, "CHECKPOINT_OR_RUN")
@@ -217,7 +242,8 @@ def _convert(arguments: list[str]) -> int:
     parser.add_argument("--recipe", type=str | None, help="whose data, transforms and evaluation OUT names")
     parser.add_argument("--align_corners", type=bool | None, help="in place of what the layout's convention says")
     parser.add_argument("--bins", type=list[int] | None, help="in place of 1, 2, 3, 6")
-    options = parse_options(parser, arguments)
+    positional, named = _separated(arguments)
+    options = parse_options(parser, [*positional, *named])
     if len(options.files) < 2:
         raise ConfigError(f"give the file to read and the file to write; usage: {parser.usage}")
     *files, out = options.files
@@ -242,7 +268,8 @@ def _export(arguments: list[str]) -> int:
     parser.add_argument("--size", type=tuple[int, int] | None, help="of the images, in pixels; null: the training crop")
     parser.add_argument("--dynamic", action="store_true", help="images of any number and size")
     parser.add_argument("--output", choices=("logits", "labels"), default="logits", help="scores, or ids of classes")
-    options = parse_options(parser, arguments)
+    positional, named = _separated(arguments)
+    options = parse_options(parser, [*positional, *named])
 
     import torch
 
@@ -262,7 +289,7 @@ def _export(arguments: list[str]) -> int:
 
 
 def _check_data(arguments: list[str]) -> int:
-    positional, options = _leading(arguments)
+    positional, options = _separated(arguments)
     parser = config_parser(
         "psp-fast check-data",
         "psp-fast check-data RECIPE [--data.root DIR] [--data.train_list FILE] [--out DIR]",
@@ -296,10 +323,25 @@ def _info(arguments: list[str]) -> int:
     return 0
 
 
-def _leading(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments before the first option, and the rest."""
-    count = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    return list(arguments[:count]), list(arguments[count:])
+def _separated(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files and names among the arguments, and the options with their values, wherever they stand."""
+    positional: list[str] = []
+    options: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        if argument == "--":
+            return [*positional, *left], options
+        if argument == "-" or not argument.startswith("-"):
+            positional.append(argument)
+            continue
+        options.append(argument)
+        value = left[:1]
+        if "=" in argument or argument in _FLAGS or not value or value[0].startswith("--"):
+            continue
+        if argument != "--pictures" or value[0].isdecimal():
+            options.append(left.pop(0))
+    return positional, options
 
 
 def _at_most_one(positional: Sequence[str], name: str) -> str:
@@ -315,13 +357,6 @@ def _saved_config(folder: Path) -> Path:
     return path
 
 
-def _new_folder(config: Config, recipe: str, ranks: Ranks) -> Path:
-    """A new run's folder; the main process makes it, and tells the others."""
-    from psp_fast.engine import run
-
-    return Path(ranks.from_main(str(run.new_folder(config, recipe)) if ranks.main else None))
-
-
 def _config_for(checkpoint: str, options: Sequence[str], prog: str, usage: str, description: str) -> Config:
     """The configuration a checkpoint was trained with, changed by options; out is the options' alone."""
     parser = config_parser(prog, usage, description)
@@ -329,11 +364,16 @@ def _config_for(checkpoint: str, options: Sequence[str], prog: str, usage: str, 
 
 
 def _with_saved(checkpoint: str, options: Sequence[str], parser: ArgumentParser) -> list[str]:
-    """The options, behind those that the checkpoint was trained with."""
-    if checkpoint:
-        from psp_fast.engine.run import saved_config
+    """The options, behind those that the checkpoint was trained with, or that --recipe has of data and evaluation."""
+    parser.add_argument("--recipe", type=str | None, help="whose data and evaluation replace the checkpoint's")
+    recipe = parse_options(parser, options).recipe  # --help, and mistakes in the options, come first
+    if not checkpoint:
+        raise ConfigError(f"no checkpoint given; usage: {parser.usage}")
 
-        saved = dataclasses.replace(saved_config(checkpoint), out=None)
-        return ["--config", config_to_yaml(saved), *options]
-    parse_config(parser, options)  # --help, and mistakes in the options, come first
-    raise ConfigError(f"no checkpoint given; usage: {parser.usage}")
+    from psp_fast.engine.run import saved_config
+
+    saved = dataclasses.replace(saved_config(checkpoint), out=None)
+    if recipe is not None:
+        chosen = parse_config(parser, ["--config", str(recipe_file(recipe))])
+        saved = dataclasses.replace(saved, data=chosen.data, eval=chosen.eval)
+    return ["--config", config_to_yaml(saved), *options]

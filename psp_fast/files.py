@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import tempfile
@@ -36,18 +37,64 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    handle, temporary = _temporary(path)
+    with os.fdopen(handle, "wb") as file:  # open, and so locked, until it has its name
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """An empty file beside path: .<name>.part, which what a killed process left of it does not outlive.
+
+    While another process is writing path, it is a file of another name.
+    """
+    fixed = path.with_name(f".{path.name}.part")
+    with contextlib.suppress(OSError):  # a file of somebody else's, a link, or a file system without locks
+        handle = os.open(fixed, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = os.fstat(handle)
+            # Another process may have renamed or removed the file before it was locked.
+            ours = os.path.samestat(found, fixed.lstat()) and found.st_uid == os.getuid() and found.st_nlink == 1
+            if ours and stat.S_ISREG(found.st_mode):
+                os.ftruncate(handle, 0)
+                return handle, fixed
+            os.close(handle)
+        except OSError:
+            os.close(handle)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    return handle, Path(name)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep folder, made when missing, from every other process that asks for it, until the block or the process ends.
+
+    Raises PspFastError where another process has it, or it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    except OSError as error:
+        raise PspFastError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
+    with file:
+        try:
+            # lockf: the processes that load data do not inherit it, so that it ends with this one, however it ends.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system without locks
+                raise PspFastError(
+                    f"another process is writing to {folder}: wait until it ends, or choose another folder"
+                ) from error
+        yield
 
 
 def free_name(path: Path) -> Path:

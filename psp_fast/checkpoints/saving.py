@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +28,8 @@ def save_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
         with replacing(path) as file:
             _write(content, file, Path(path).suffix.lower())
     except (OSError, RuntimeError) as error:  # torch wraps a failed write in a RuntimeError
+        if interrupt := next((cause for cause in _causes(error) if isinstance(cause, KeyboardInterrupt)), None):
+            raise interrupt from None
         kept = " (the previous checkpoint there is untouched)" if Path(path).exists() else ""
         raise CheckpointError(
             f"cannot write checkpoint {path}{kept}: {_reason(error)}; free disk space or choose another folder"
@@ -45,7 +47,13 @@ def _write(content: Mapping[str, Any], file: BinaryIO, suffix: str) -> None:
 
 def _reason(error: BaseException) -> str:
     """The operating system's own words where torch wrapped them, else the first line."""
+    cause = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
+    return (cause.strerror or str(cause)) if cause else str(error).splitlines()[0]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised for."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
+    while cause is not None:
+        yield cause
         cause = cause.__cause__ or cause.__context__
-    return (cause.strerror or str(cause)) if isinstance(cause, OSError) else str(error).splitlines()[0]

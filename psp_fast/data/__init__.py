@@ -2,7 +2,7 @@
 
 from psp_fast.data.base import IGNORE, Dataset, Transform
 from psp_fast.data.check import check_dataset
-from psp_fast.data.images import read_image, read_label, write_png
+from psp_fast.data.images import png_texts, read_image, read_label, write_png
 from psp_fast.data.lists import ListDataset
 from psp_fast.data.missing import missing_classes
 from psp_fast.data.official import LAYOUTS, folder_dataset, official_dataset
@@ -24,6 +24,7 @@ __all__ = [
     "folder_dataset",
     "missing_classes",
     "official_dataset",
+    "png_texts",
     "read_image",
     "read_label",
     "train_transform",

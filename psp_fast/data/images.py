@@ -1,11 +1,12 @@
 """Reading images and labels of every kind users have, and writing PNGs without ever leaving half a file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from psp_fast.data.base import IGNORE
 from psp_fast.data.reading import decoding
@@ -69,12 +70,17 @@ def read_pair(image_path: str | Path, label_path: str | Path, channels: int = 3)
         return _pixels(stored if fits_stored_only else upright, stored, image_path, channels), label
 
 
-def write_png(path: str | Path, pixels: np.ndarray | Image.Image, palette: np.ndarray | None = None) -> None:
+def write_png(
+    path: str | Path,
+    pixels: np.ndarray | Image.Image,
+    palette: np.ndarray | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Write a picture or, with `palette` ((C, 3) uint8 RGB), a label map whose pixel values are the ids.
 
     Colours beyond the palette, so also that of ignored pixels, are black. A label map of more than 256 classes, which
-    no palette can have, is written as 16-bit grey. The folder is made when missing, and the file appears complete or
-    not at all. Raises DataError naming the file.
+    no palette can have, is written as 16-bit grey. `texts` are PNG's, by their keywords. The folder is made when
+    missing, and the file appears complete or not at all. Raises DataError naming the file.
     """
     if palette is not None and len(palette) > 256:
         pixels, palette = np.asarray(pixels, np.uint16), None
@@ -85,10 +91,18 @@ def write_png(path: str | Path, pixels: np.ndarray | Image.Image, palette: np.nd
         image.putpalette(colours.tobytes())
     try:
         with replacing(path) as file:
-            image.save(file, format="PNG")
+            image.save(file, format="PNG", pnginfo=png_texts(texts or {}))
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path}: cannot be written ({reason}); choose a folder with space and write access") from error
+
+
+def png_texts(texts: Mapping[str, str]) -> PngInfo:
+    """Texts by their keywords, as Pillow writes them into a PNG file."""
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    return info
 
 
 @contextmanager

@@ -36,11 +36,13 @@ def convert(paths: Sequence[str], out: Path, target: str, config: Config | None,
         What was read and written, for the user.
 
     Raises:
-        CheckpointError: a file that cannot be read, or a network the target's project does not have.
+        CheckpointError: a file that cannot be read, a network the target's project does not have, or out is there.
         ConfigError: the configuration's classes are not as many as the file's.
     """
     if out.suffix.lower() not in (".pth", ".safetensors"):
         raise CheckpointError(f"{out}: the name must end in .pth or .safetensors")
+    if out.exists():
+        raise CheckpointError(f"{out} is there already: choose another name, or remove it first")
     weights = read_weights(paths)
     read = f"{weights.source}: {weights.layout}'s layout"
     if not weights.whole:
@@ -61,7 +63,7 @@ def convert(paths: Sequence[str], out: Path, target: str, config: Config | None,
         return f"{read}\nwritten to {out}"
     save_checkpoint(_described(model, weights, config), out)
     named = config is not None or weights.config is not None
-    uses = "evaluate, predict and export" if named else "predict and export; to evaluate it, name its data by --recipe"
+    uses = "evaluate, predict and export" if named else "predict and export; evaluate takes its data from --recipe"
     return f"{read}\nwritten to {out}, for psp-fast {uses}"
 
 

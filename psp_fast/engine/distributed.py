@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from psp_fast.errors import ConfigError
+
+PATIENCE = timedelta(minutes=30)  # with a process that does not answer: it may have more images to measure
+_COLLECTIVE = re.compile("gloo|NCCL")  # gloo's errors have no class of their own
 
 
 @dataclass(frozen=True)
@@ -53,15 +58,21 @@ def start(device: str = "auto") -> Ranks:
         device: "cpu", "cuda", "cuda:1", or "auto": CUDA where it is. Under torchrun "cuda" means this process's own
             GPU.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank, world = _from_environment("LOCAL_RANK", 0), _from_environment("WORLD_SIZE", 1)
     chosen = _device(device, local_rank)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and ":" in device:
         raise ConfigError(f"device {device!r} would put all {world} processes on one GPU: use --device cuda")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise ConfigError(
+                f"WORLD_SIZE is {world}, but {', '.join(missing)} is not set: start the processes with torchrun, or "
+                "unset WORLD_SIZE"
+            )
+        _from_environment("RANK", 0)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
     return Ranks(dist.get_rank() if world > 1 else 0, world, chosen)
 
 
@@ -69,6 +80,18 @@ def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def of_another_process(error: RuntimeError) -> bool:
+    """Whether torch raised error because another process of the run has ended or does not answer."""
+    return dist.is_available() and (isinstance(error, dist.DistError) or bool(_COLLECTIVE.search(str(error))))
+
+
+def _from_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ConfigError(f"the environment variable {name} must be a whole number, got {value!r}: torchrun sets it")
+    return int(value)
 
 
 def _device(name: str, local_rank: int) -> torch.device:
@@ -83,5 +106,10 @@ def _device(name: str, local_rank: int) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r}: this PyTorch sees no CUDA device; use --device cpu")
     if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", local_rank)
+        device = torch.device("cuda", local_rank)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {str(device)!r}: there are {torch.cuda.device_count()} CUDA devices here; start no more processes "
+            "than that on a machine"
+        )
     return device

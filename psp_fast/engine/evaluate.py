@@ -14,7 +14,7 @@ from psp_fast.data import Dataset, missing_classes
 from psp_fast.engine.distributed import Ranks
 from psp_fast.engine.inference import evaluating, label_map
 from psp_fast.engine.metrics import Metrics, confusion_matrix, mean_iou
-from psp_fast.engine.progress import Progress, discard, resume
+from psp_fast.engine.progress import Progress, check_result, discard, resume
 from psp_fast.engine.samples import evaluation_samples
 from psp_fast.errors import DataError
 from psp_fast.models import PSPNet
@@ -59,8 +59,10 @@ def evaluate(model: PSPNet, dataset: Dataset, config: Config, ranks: Ranks, resu
 
     Raises:
         DataError: an image or label that cannot be used, by its file's name.
-        PspFastError: result, or a file beside it, cannot be written.
+        PspFastError: result, or a file beside it, cannot be written, or is there and not an evaluation's.
     """
+    if result:
+        check_result(result)
     progress, done = resume(result, model, dataset, config, ranks) if result else (Progress(), set())
     left = [index for index in range(len(dataset)) if index not in done]
     if done and ranks.main:
@@ -74,7 +76,7 @@ def evaluate(model: PSPNet, dataset: Dataset, config: Config, ranks: Ranks, resu
                 if isinstance(sample, DataError):
                     raise sample
                 image, target, index = sample
-                prediction = label_map(model, image.to(ranks.device), config)
+                prediction = label_map(model, image.to(ranks.device), config, name=dataset.name(index))
                 progress.add(index, confusion_matrix(target.to(ranks.device), prediction, len(dataset.classes)))
                 bar.update(min(ranks.world, len(dataset) - bar.n))  # the other processes' images are not reported
     finally:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,14 +15,19 @@ from psp_fast.configs import Config
 from psp_fast.engine.resampling import Axis, resized
 from psp_fast.engine.scores import ScoreRows, classes_of
 from psp_fast.engine.windows import Grid, make_grid, read_crop
+from psp_fast.errors import DataError
 from psp_fast.models import PSPNet
 
 _BAND = 32  # rows of the label map made at once
 _BYTES = 1 << 30  # of scores kept at once; a wider image is evaluated in strips of columns
 
 
-@torch.no_grad()
-def label_map(model: PSPNet, image: Tensor, config: Config, most_bytes: int = _BYTES) -> Tensor:
+_OF_MEMORY = re.compile("can't allocate memory|out of memory|not enough memory|bad_alloc")
+
+
+def label_map(
+    model: PSPNet, image: Tensor, config: Config, most_bytes: int = _BYTES, name: str | Path = "an image"
+) -> Tensor:
     """Class ids (H, W) of an image of any size: uint8 up to 256 classes, else int64.
 
     What a window sees and what is averaged, `EvalConfig` says. Scores exist for a band of rows at a time, so that a
@@ -32,7 +39,31 @@ def label_map(model: PSPNet, image: Tensor, config: Config, most_bytes: int = _B
         image: (H, W, C) uint8, RGB for a network of three channels, on the model's device.
         config: its fields eval, and mean and std of augment.
         most_bytes: of scores to keep.
+        name: what the error calls the image.
+
+    Raises:
+        DataError: there is not enough memory.
     """
+    try:
+        return _label_map(model, image, config, most_bytes)
+    except (MemoryError, RuntimeError) as error:
+        if not of_memory(error):
+            raise
+        whole = config.eval.mode == "whole"
+        advice = "predict it with --eval.mode slide" if whole else "lower --eval.crop or --eval.batch_size"
+        raise DataError(
+            f"{name}: there is not enough memory for its {image.shape[1]}x{image.shape[0]} pixels"
+            f"{' at once' if whole else ''}: {advice}"
+        ) from error
+
+
+def of_memory(error: BaseException) -> bool:
+    """Whether torch raised error because memory is short, on whatever device."""
+    return isinstance(error, MemoryError) or bool(_OF_MEMORY.search(str(error)))
+
+
+@torch.no_grad()
+def _label_map(model: PSPNet, image: Tensor, config: Config, most_bytes: int) -> Tensor:
     image = image.permute(2, 0, 1)
     views = _views(model, image, config)
     if _is_plain(views, image):

@@ -61,6 +61,8 @@ def examples(models: dict[str, PSPNet], dataset: Dataset, config: Config, device
     for index in np.linspace(0, len(dataset) - 1, min(_EXAMPLES, len(dataset))).astype(int):
         image, label = dataset.load(int(index))
         pixels = torch.from_numpy(image).to(device)
-        found = [label_map(model, pixels, config).cpu().numpy() for model in models.values()]
+        found = [
+            label_map(model, pixels, config, name=dataset.name(int(index))).cpu().numpy() for model in models.values()
+        ]
         rows.append([image, label, *found])
     return comparison(["image", "truth", *models], rows, dataset.classes, dataset.palette)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,10 @@ from psp_fast.checkpoints import read_checkpoint, save_checkpoint
 from psp_fast.configs import Config
 from psp_fast.data import Dataset
 from psp_fast.engine.distributed import Ranks
-from psp_fast.errors import CheckpointError
+from psp_fast.errors import CheckpointError, PspFastError
 
 _SECONDS = 1.0  # between two writings of the file, at least
+_ZIP = b"PK"  # the first bytes of what torch.save writes
 _TIMES = 20  # what a writing took, at least: a large data set's file grows
 
 
@@ -70,16 +72,29 @@ class Progress:
         self.pause = max(_SECONDS, _TIMES * (self.saved - started))
 
     def load(self, file: Path) -> None:
-        """Add what a file holds of this evaluation and of unchanged images; a damaged file is reported and not used."""
+        """Add what a file holds of this evaluation and of unchanged images; a damaged file is reported and not used.
+
+        Raises:
+            CheckpointError: a file that no evaluation wrote.
+        """
         try:
             content = read_checkpoint(file)
+            if content.get("evaluation") == self.key and "stamps" in content:  # an older version wrote no stamps
+                self._add(content)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            _report_damage(f"{file} is damaged: {error!r}")
         except CheckpointError as error:
-            tqdm.write(f"ignored, and its images are measured again: {error}", file=sys.stderr)
-            return
-        if content.get("evaluation") != self.key or "stamps" not in content:  # without them an older version wrote it
-            return
+            with file.open("rb") as opened:
+                if opened.read(len(_ZIP)) != _ZIP:
+                    raise _not_ours(file) from error
+            _report_damage(str(error))
+        else:
+            if "evaluation" not in content:
+                raise _not_ours(file)
+
+    def _add(self, content: dict[str, Any]) -> None:
         parts = content["counts"].split(content["lengths"].tolist(), 1)
-        for image, stamp, part in zip(content["images"].tolist(), content["stamps"], parts, strict=True):
+        for image, stamp, part in list(zip(content["images"].tolist(), content["stamps"], parts, strict=True)):
             if stamp == self.stamp(image):
                 self.counts[image], self.stamps[image] = part, stamp
 
@@ -110,6 +125,26 @@ def resume(result: Path, model: nn.Module, dataset: Dataset, config: Config, ran
     return progress, done
 
 
+def check_result(result: Path) -> None:
+    """Raise PspFastError where `result` is there, but not an earlier evaluation's."""
+    if not result.exists():
+        return
+    try:
+        content = json.loads(result.read_text())
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or not {"miou", "classes"} <= content.keys():
+        raise PspFastError(f"{result} is there already and is not an evaluation's: move it, or use another --out")
+
+
+def _not_ours(file: Path) -> CheckpointError:
+    return CheckpointError(f"{file} is there already and is not an evaluation's: move it, or use another --out")
+
+
+def _report_damage(what: str) -> None:
+    tqdm.write(f"ignored, and its images are measured again: {what}", file=sys.stderr)
+
+
 def discard(result: Path) -> None:
     """Remove the files of all processes."""
     for file in _files(result):
@@ -121,7 +156,11 @@ def _file(result: Path, rank: int) -> Path:
 
 
 def _files(result: Path) -> list[Path]:
-    return sorted(result.parent.glob(f"{glob.escape(result.stem)}.measured.*"))
+    return sorted(
+        file
+        for file in result.parent.glob(f"{glob.escape(result.stem)}.measured.*")
+        if file.suffix.removeprefix(".").isdecimal()
+    )
 
 
 def _key(model: nn.Module, dataset: Dataset, config: Config, device: torch.device) -> str:

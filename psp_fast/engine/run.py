@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
+import hashlib
 import json
-from collections.abc import Sequence
+import os
+import platform
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,39 +21,112 @@ from psp_fast.checkpoints import read_checkpoint
 from psp_fast.configs import Config, ModelConfig, config_from_dict, config_to_yaml
 from psp_fast.data import Dataset
 from psp_fast.errors import CheckpointError, ConfigError, PspFastError
-from psp_fast.files import write_text
+from psp_fast.files import locked, write_text
 from psp_fast.info import environment
 from psp_fast.models import PSPNet
 
-CONFIG_FILE, LAST, BEST, HISTORY, ENVIRONMENT = (
+CONFIG_FILE, LAST, BEST, HISTORY, ENVIRONMENT, TENSORBOARD = (
     "config.yaml",
     "last.pth",
     "best.pth",
     "history.json",
     "environment.json",
+    "tensorboard",
 )
+_STARTED = (CONFIG_FILE, ENVIRONMENT, TENSORBOARD)  # what is there before the first checkpoint
+_RESULTS = (LAST, BEST, HISTORY, "metrics.json", "curves.png", "examples.png")
 
 
-def new_folder(config: Config, recipe: str) -> Path:
+@contextlib.contextmanager
+def new_folder(config: Config, recipe: str) -> Iterator[Path]:
     """The folder for a new run: config.out, or the first free runs/<recipe>-N; made, with the configuration in it.
 
+    No other run can have it until the block ends. One in which a run failed before its first checkpoint is free.
+
     Raises:
-        ConfigError: config.out already holds a run, or cannot be written.
+        ConfigError: config.out holds a run or files that a run would replace, or cannot be written.
     """
-    if config.out is not None:
-        folder = Path(config.out)
-        if (folder / CONFIG_FILE).exists():
-            raise ConfigError(
-                f"{folder} already holds a run: continue it with --resume {folder}, or choose another --out"
-            )
-    else:
-        folder = _numbered(recipe)
+    folder = _numbered(recipe) if config.out is None else Path(config.out)
+    _check_free(folder)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder))
+            _check_free(folder)  # of two runs started at once, the other may be done already
+            for old in (folder / TENSORBOARD).glob("events.out.tfevents.*"):
+                old.unlink()
+            text = config_to_yaml(config)
+            started = {**environment(), "launch": _launch(), "config_sha256": _sha256(text)}
+            write_text(folder / ENVIRONMENT, json.dumps(started, indent=1) + "\n")
+            write_text(folder / CONFIG_FILE, text)
+        except PspFastError as error:
+            raise ConfigError(f"the output folder {folder} cannot be used: {error}") from error
+        yield folder
+
+
+def _check_free(folder: Path) -> None:
+    """Raise ConfigError where a new run would replace something, other than what one without a checkpoint left."""
+    there = [name for name in (*_STARTED, *_RESULTS) if (folder / name).exists()]
+    if not there or (set(there) <= set(_STARTED) and _is_untouched(folder)):
+        return
+    if CONFIG_FILE in there:
+        raise ConfigError(f"{folder} already holds a run: continue it with --resume {folder}, or choose another --out")
+    raise ConfigError(f"{folder} holds {', '.join(there)}, which a run would replace: choose another --out")
+
+
+def _is_untouched(folder: Path) -> bool:
+    """Whether the configuration in folder, if there is one, is as a new run wrote it."""
+    written = _started(folder).get("config_sha256")
+    path = folder / CONFIG_FILE
+    return written is not None and (not path.exists() or _sha256(path.read_text(errors="replace")) == written)
+
+
+def _started(folder: Path) -> dict[str, Any]:
+    """What a new run wrote into folder of its start; nothing where none did."""
     try:
-        write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
-        write_text(folder / CONFIG_FILE, config_to_yaml(config))
-    except PspFastError as error:
-        raise ConfigError(f"the output folder {folder} cannot be used: {error}") from error
-    return folder
+        found = json.loads((folder / ENVIRONMENT).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def before_restart(config: Config, recipe: str) -> Path | None:
+    """The folder of the run that torchrun has just started again with the same configuration, if it did."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    folders = Path("runs").glob(f"{glob.escape(recipe)}-*") if config.out is None else [Path(config.out)]
+    text = config_to_yaml(config)
+    for folder in folders:
+        path = folder / CONFIG_FILE
+        if _started(folder).get("launch") == _launch() and path.is_file() and path.read_text() == text:
+            return folder
+    return None
+
+
+def _launch() -> str | None:
+    """What the processes that one torchrun starts, and starts again, have in common; None without torchrun."""
+    launch = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{platform.node()} {os.getppid()}" if launch == "none" else launch  # torchrun's default
+
+
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The last checkpoint of the run in folder; None before its first one.
+
+    Raises:
+        CheckpointError: it is gone, while results that a start at step 0 would replace are there.
+    """
+    if (folder / LAST).exists():
+        return folder / LAST
+    there = [name for name in _RESULTS if (folder / name).exists()]
+    if there:
+        raise CheckpointError(
+            f"{folder / LAST} is gone: a run that starts at step 0 would replace {', '.join(there)}; put it back, or "
+            "train into another folder"
+        )
+    return None
 
 
 def _numbered(recipe: str) -> Path:
@@ -99,6 +177,15 @@ class Trained:
     config: Config
     classes: Sequence[str]
     palette: np.ndarray
+
+    def check_classes(self, classes: Sequence[str], source: str | Path) -> None:
+        """Raise ConfigError unless the model of the file source has these classes, or as many without names."""
+        unnamed = [f"class {i}" for i in range(len(classes))]  # as `psp-fast convert` calls them
+        if list(self.classes) not in (list(classes), unnamed):
+            raise ConfigError(
+                f"{source} was trained on the classes {', '.join(self.classes)}, not on {', '.join(classes)}; if those "
+                "are other names of the same classes, convert the original file with --recipe"
+            )
 
 
 def load_trained(path: str | Path, device: torch.device) -> Trained:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from psp_fast.configs import AugmentConfig, Config, DataConfig
@@ -26,6 +29,7 @@ from psp_fast.data import (
 from psp_fast.errors import ConfigError, DataError
 
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers
+_SHARED_MEMORY = "/dev/shm"  # where processes that load images leave them
 
 
 def build_dataset(config: DataConfig, split: Literal["train", "val"], channels: int = 3) -> Dataset:
@@ -56,6 +60,21 @@ def build_train_transform(config: AugmentConfig) -> Transform:
         mean=config.mean,
         std=config.std,
     )
+
+
+class _Loader(DataLoader):
+    """A DataLoader whose processes may be impossible to start."""
+
+    def __iter__(self) -> Any:
+        try:
+            if self.num_workers:
+                multiprocessing.Lock()  # a DataLoader that fails in its own leaves a traceback when it is deleted
+            return super().__iter__()
+        except OSError as error:
+            raise DataError(
+                f"the processes that load images cannot be started ({error.strerror}), as where {_SHARED_MEMORY} "
+                "cannot be written: use --train.workers 0"
+            ) from error
 
 
 class TrainingSamples(TorchDataset):
@@ -114,7 +133,7 @@ def training_batches(config: Config, dataset: Dataset, start: int, rank: int, wo
     train = config.train
     samples = TrainingSamples(dataset, build_train_transform(config.augment), train.seed)
     sampler = StepSampler(len(dataset), train.batch_size, start, train.steps, train.seed, rank, world)
-    return DataLoader(
+    return _Loader(
         samples,
         batch_sampler=sampler,
         num_workers=usable_workers(train.workers),
@@ -143,13 +162,13 @@ class EvaluationSamples(TorchDataset):
             image, label = self.dataset.load(index)
         except DataError as error:
             return error
-        return torch.from_numpy(image), torch.from_numpy(label), index
+        return _shared(self.dataset.name(index), torch.from_numpy(image), torch.from_numpy(label), index)
 
 
 def evaluation_samples(dataset: Dataset, indices: Sequence[int], workers: int) -> DataLoader:
     """These samples of the data set, one at a time; a worker keeps one ready, as images may be large."""
     workers = usable_workers(workers)
-    return DataLoader(
+    return _Loader(
         EvaluationSamples(dataset),
         batch_size=None,
         sampler=indices,
@@ -163,4 +182,31 @@ def _collate(samples: Sequence[Any]) -> Any:
         if isinstance(sample, DataError):
             return sample
     images, labels = zip(*samples, strict=True)
-    return torch.stack(images), torch.stack(labels)
+    return _shared(f"a batch of {len(images)} images", torch.stack(images), torch.stack(labels))
+
+
+def _shared(name: str, *parts: Any) -> Any:
+    """The parts, whose tensors a loading process has put into shared memory; a DataError where they do not fit.
+
+    Left to the DataLoader, a tensor that does not fit is lost, and training waits for it for ever.
+    """
+    if get_worker_info() is None:
+        return parts
+    try:
+        for part in parts:
+            if isinstance(part, Tensor):
+                part.share_memory_()
+    except RuntimeError as error:
+        size = sum(part.nbytes for part in parts if isinstance(part, Tensor))
+        return DataError(
+            f"{name}: {size / 1e6:.1f} MB do not fit into shared memory beside what waits there already "
+            f"({_free(_SHARED_MEMORY)}; {error}): use --train.workers 0, or enlarge it (docker run --shm-size)"
+        )
+    return parts
+
+
+def _free(folder: str) -> str:
+    if not Path(folder).is_dir():
+        return f"there is no {folder}"
+    usage = shutil.disk_usage(folder)
+    return f"{folder} has {usage.free / 1e6:.1f} of {usage.total / 1e6:.1f} MB free"

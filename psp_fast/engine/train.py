@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from psp_fast.engine.evaluate import evaluate
 from psp_fast.engine.inference import evaluating
 from psp_fast.engine.metrics import Metrics
 from psp_fast.engine.optim import build_optimizer, poly_lr, set_lr
+from psp_fast.engine.resuming import changes
 from psp_fast.engine.samples import build_dataset, training_batches
 from psp_fast.engine.seen import SeenLabels
 from psp_fast.errors import CheckpointError, DataError, TrainingError
@@ -88,9 +92,10 @@ class Trainer:
         """
         train, self.folder = self.config.train, folder
         batches = training_batches(self.config, self.train_set, self.step, self.ranks.rank, self.ranks.world)
-        self.writer = (
-            SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1) if self.ranks.main else None
-        )
+        self.writer: SummaryWriter | None = None
+        with self._without_tensorboard():
+            if self.ranks.main:
+                self.writer = SummaryWriter(str(self.folder / run.TENSORBOARD), purge_step=self.step + 1)
         bar = tqdm(
             batches,
             "train",
@@ -117,8 +122,9 @@ class Trainer:
                 metrics = self._validate()
         if metrics is None:  # resumed after the last validation
             metrics = evaluate(self.model, self.val_set, self.config, self.ranks).metrics
-        if self.writer is not None:
-            self.writer.close()
+        with self._without_tensorboard():
+            if self.writer is not None:
+                self.writer.close()
         return metrics
 
     def _validation_due(self) -> bool:
@@ -245,15 +251,29 @@ class Trainer:
         with evaluating(self.model):
             picture = plots.examples({title: self.model}, self.val_set, self.config, self.ranks.device)
         write_png(self.folder / "examples.png", picture)
-        if self.writer is not None:
-            self.writer.add_image("examples", np.asarray(picture.convert("RGB")), self.step, dataformats="HWC")
+        with self._without_tensorboard():
+            if self.writer is not None:
+                self.writer.add_image("examples", np.asarray(picture.convert("RGB")), self.step, dataformats="HWC")
 
     def _note(self, group: str, measures: dict[str, float]) -> None:
         """Keep measures with the step and the seconds the run took so far, over all its processes."""
         self.history.append({"step": self.step, "seconds": self._seconds(), **measures})
-        if self.writer is not None:
-            for key, value in measures.items():
-                self.writer.add_scalar(f"{group}/{key}", value, self.step)
+        with self._without_tensorboard():
+            if self.writer is not None:
+                for key, value in measures.items():
+                    self.writer.add_scalar(f"{group}/{key}", value, self.step)
+
+    @contextmanager
+    def _without_tensorboard(self) -> Iterator[None]:
+        """Go on without TensorBoard where its files cannot be written: history.json has the numbers."""
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            tqdm.write(
+                f"going on without {self.folder / run.TENSORBOARD}: it cannot be written ({error.strerror})",
+                file=sys.stderr,
+            )
 
     def _seconds(self) -> float:
         return self.seconds + time.monotonic() - self.started
@@ -271,11 +291,13 @@ class Trainer:
             "history": self.history,
             "seconds": self._seconds(),
             "validated": self.validated,
+            "samples": len(self.train_set),
         }
 
     def _resume(self, path: Path) -> None:
         content = read_checkpoint(path)
         missing = {
+            "config",
             "step",
             "state_dict",
             "optimizer",
@@ -287,8 +309,20 @@ class Trainer:
         } - content.keys()
         if missing:
             raise CheckpointError(f"{path} cannot be resumed from: it lacks {', '.join(sorted(missing))}")
-        run.load_weights(self.model, content["state_dict"], path)
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        self.step, self.best, self.history = content["step"], content["best"], content["history"]
-        self.seconds, self.validated = content["seconds"], content["validated"]
+        try:
+            self.step, self.best, self.history = int(content["step"]), float(content["best"]), list(content["history"])
+            self.seconds, self.validated = float(content["seconds"]), bool(content["validated"])
+            changed = changes(content["config"], self.config, self.step, path)
+            run.load_weights(self.model, content["state_dict"], path)
+            # The groups' momentum, weight decay and factor are the configuration's, not the checkpoint's.
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": groups})
+            if content["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(content["scaler"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be resumed from: it is damaged ({error!r})") from error
+        samples = content.get("samples", len(self.train_set))
+        if samples != len(self.train_set):
+            changed.append(f"training images {samples} -> {len(self.train_set)}")
+        if self.ranks.main:
+            tqdm.write(f"going on at step {self.step}{', with ' if changed else ''}{', '.join(changed)}")

@@ -68,6 +68,7 @@ def test_options(tmp_path, capsys, mmseg):
     assert load_trained(again, torch.device("cpu")).config == trained.config
     recipe.write_text(json.dumps({"data": {"classes": ["a", "b"]}}))
     capsys.readouterr()
+    files[1] = str(tmp_path / "other.pth")
     assert main(["convert", *files, "--recipe", str(recipe)]) == 2
     assert "has 3 classes, not 2" in capsys.readouterr().err
     recipe.write_text(json.dumps({"data": {"classes": ["sky", "road", "car"]}}))
@@ -84,7 +85,7 @@ def test_a_recipe_of_a_data_set_with_classes_of_its_own(tmp_path, capsys):
     trained = load_trained(out, torch.device("cpu"))
     assert (trained.classes[0], trained.config.data.dataset) == ("road", "cityscapes")
     assert trained.palette[0].tolist() == [128, 64, 128] and trained.config.eval.crop == (713, 713)
-    assert main(["convert", path, out, "--recipe", "voc"]) == 2
+    assert main(["convert", path, str(tmp_path / "other.pth"), "--recipe", "voc"]) == 2
     assert "has 19 classes, not 21" in capsys.readouterr().err
 
 

@@ -1,5 +1,7 @@
 """Training: that it learns, what it keeps, how it stops, and that killing it changes nothing."""
 
+import dataclasses
+import errno
 import json
 import os
 import signal
@@ -11,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from psp_fast.checkpoints import read_checkpoint
-from psp_fast.configs import config_to_yaml
+from psp_fast.checkpoints import read_checkpoint, save_checkpoint
+from psp_fast.configs import ScenesConfig, config_to_yaml
 from psp_fast.data.scenes import CLASSES
+from psp_fast.engine import resuming
 from psp_fast.engine.distributed import Ranks
 from psp_fast.engine.evaluate import Evaluation
 from psp_fast.engine.metrics import Metrics
 from psp_fast.engine.optim import build_optimizer, poly_lr
 from psp_fast.engine.run import BEST, LAST, build_model, load_trained
 from psp_fast.engine.train import Trainer
-from psp_fast.errors import CheckpointError, TrainingError
+from psp_fast.errors import CheckpointError, ConfigError, TrainingError
 from tests.engine import small
 from tests.processes import run_ranks
 
@@ -241,8 +244,16 @@ def test_checkpoints_that_cannot_be_resumed_are_named(finished, tmp_path):
         CheckpointError, match=r"cannot be resumed from: it lacks best, history, optimizer, scaler, seconds, validated"
     ):
         train(tmp_path, folder / BEST)
+    content = read_checkpoint(folder / LAST)
+    for name, harm in (("optimizer", {"state": 3}), ("step", "four"), ("best", [1]), ("history", None)):
+        save_checkpoint({**content, name: harm}, tmp_path / LAST)
+        with pytest.raises(CheckpointError, match=r"last\.pth cannot be resumed from: it is damaged"):
+            train(tmp_path / "run", tmp_path / LAST)
+    assert not (tmp_path / "run").exists()
+    content["state_dict"].pop("cls.4.bias")
+    save_checkpoint(content, tmp_path / LAST)
     with pytest.raises(CheckpointError, match="holds another model"):
-        train(tmp_path, folder / LAST, model__use_ppm=False)
+        train(tmp_path, tmp_path / LAST)
 
 
 def test_a_run_killed_before_its_validation_validates_when_resumed(tmp_path, monkeypatch):
@@ -305,3 +316,59 @@ def test_the_loss_is_a_mean_over_valid_or_all_pixels(zoom_factor):
 def test_zoom_factor_below_8_trains_on_smaller_labels(tmp_path):
     metrics = train(tmp_path, model__zoom_factor=2, train__steps=1, eval__mode="slide", eval__crop=(33, 33))
     assert 0 <= metrics.miou <= 1
+
+
+EDITS = {
+    "model.layers 18, not 34": {"model__layers": 34},
+    r"augment.crop \(41, 49\), not \(33, 33\)": {"augment__crop": (33, 33)},
+    "train.seed 0, not 1": {"train__seed": 1},
+    "train.batch_size 4, not 2": {"train__batch_size": 2},
+    "data.scenes.train 10, not 9": {"data__scenes": ScenesConfig(height=49, width=57, train=9, val=3, seed=1)},
+    "train.steps is 5, but .* is at step 6": {"train__steps": 5},
+}
+
+
+@pytest.mark.parametrize("message", EDITS)
+def test_an_edit_of_what_was_computed_is_refused_by_name(finished, message):
+    folder, _ = finished
+    with pytest.raises(ConfigError, match=message):
+        Trainer(small.config(**EDITS[message]), ONE, folder / LAST)
+
+
+def test_reordered_classes_are_refused(tmp_path):
+    saved = dataclasses.asdict(small.config(data__dataset="list", data__classes=["a", "b"]))
+    reordered = small.config(data__dataset="list", data__classes=["b", "a"])
+    with pytest.raises(ConfigError, match=r"data.classes \['a', 'b'\], not \['b', 'a'\]"):
+        resuming.changes(saved, reordered, 0, tmp_path)
+    moved = small.config(data__dataset="list", data__classes=["a", "b"], data__root="elsewhere", model__recompute=True)
+    assert resuming.changes(saved, moved, 0, tmp_path) == ["data.root . -> elsewhere"]
+
+
+def test_an_edit_of_what_is_to_come_is_applied_and_told(finished, tmp_path, capsys):
+    folder, _ = finished
+    new = {"optim__momentum": 0.5, "optim__weight_decay": 0.25, "optim__head_lr_factor": 2.0, "train__amp": "fp16"}
+    content = read_checkpoint(folder / LAST)
+    save_checkpoint({**content, "samples": 11}, tmp_path / LAST)
+    trainer = Trainer(small.config(**new, train__steps=7), ONE, tmp_path / LAST)
+    groups = trainer.optimizer.param_groups
+    assert {(group["momentum"], group["weight_decay"]) for group in groups} == {(0.5, 0.25)}
+    assert [group["lr_factor"] for group in groups] == [1] * 5 + [2] * 3
+    kept = [state["momentum_buffer"] for state in content["optimizer"]["state"].values()]
+    found = [state["momentum_buffer"] for state in trainer.optimizer.state_dict()["state"].values()]
+    assert len(kept) == len(found) and all(map(torch.equal, kept, found))
+    assert capsys.readouterr().out == (
+        "going on at step 6, with optim.head_lr_factor 10.0 -> 2.0, optim.momentum 0.9 -> 0.5, "
+        "optim.weight_decay 0.0001 -> 0.25, train.steps 6 -> 7, train.amp off -> fp16, training images 11 -> 10\n"
+    )
+    assert trainer._state()["config"]["optim"]["momentum"] == 0.5
+
+
+def test_tensorboard_that_cannot_be_written_does_not_stop_training(tmp_path, monkeypatch, capsys):
+    def full(*given, **named):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    train(tmp_path, train__steps=2, train__log_every=1, train__validate_every=0)
+    assert read_checkpoint(tmp_path / LAST)["step"] == 2
+    told = f"going on without {tmp_path / 'tensorboard'}: it cannot be written (No space left on device)"
+    assert capsys.readouterr().err.count(told) == 1

@@ -1,5 +1,5 @@
 """What an evaluation looks like: best and worst images, plots of the classes, one page."""
 
-from psp_fast.engine.report.writing import write_report
+from psp_fast.engine.report.writing import check_report, write_report
 
-__all__ = ["write_report"]
+__all__ = ["check_report", "write_report"]

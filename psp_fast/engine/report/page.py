@@ -46,6 +46,7 @@ class Sample(NamedTuple):
     legend: list[Entry]
 
 
+START = '<p class="how">'  # which pages of others hardly have
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>

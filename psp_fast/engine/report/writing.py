@@ -14,15 +14,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from psp_fast.configs import Config
-from psp_fast.data import Dataset, write_png
+from psp_fast.data import Dataset, png_texts, write_png
 from psp_fast.engine.evaluate import Evaluation
 from psp_fast.engine.inference import evaluating, label_map
+from psp_fast.engine.ours import check_replaceable, has_mark, mark
 from psp_fast.engine.plots import pixels_of
-from psp_fast.engine.report.page import Sample, Themed, page
+from psp_fast.engine.report.page import START, Sample, Themed, page
 from psp_fast.engine.report.plots import DARK, LIGHT, confusion_figure, iou_figure
 from psp_fast.error_pictures import board, legend, panels
+from psp_fast.errors import DataError
 from psp_fast.files import write_bytes, write_text
 from psp_fast.models import PSPNet
+
+_PAGE, _MARK = "evaluation.html", mark("evaluate")
 
 
 def write_report(
@@ -43,11 +47,13 @@ def write_report(
         The page.
 
     Raises:
-        PspFastError: a file cannot be written.
+        PspFastError: a file cannot be written, or would replace one that is not from an earlier evaluation.
     """
     pictures = folder / "pictures"
+    check_report(folder, count)
     for old in [*pictures.glob("best_*.png"), *pictures.glob("worst_*.png")]:
-        old.unlink()
+        if has_mark(old, _MARK):
+            old.unlink()
     best, worst = chosen(found.image_iou, count)
     bar = tqdm(total=len(best) + len(worst), desc="pictures", unit="image", leave=False)
     with evaluating(model), bar:
@@ -63,9 +69,19 @@ def write_report(
     bars = _themed(iou_figure, ious, dataset.classes, dataset.palette)
     write_bytes(pictures / "confusion.png", confusion.light)
     write_bytes(pictures / "classes.png", bars.light)
-    target = folder / "evaluation.html"
+    target = folder / _PAGE
     write_text(target, page(source, dataset, found, config, bars, confusion, samples["best"], samples["worst"]))
     return target
+
+
+def check_report(folder: Path, count: int) -> None:
+    """Raise DataError where `write_report` would replace a file that it did not write."""
+    kinds = [f"{kind}_{place}" for kind in ("best", "worst") for place in range(1, count + 1)]
+    pictures = [folder / "pictures" / f"{name}.png" for name in (*kinds, "confusion", "classes")]
+    check_replaceable(pictures, _MARK, "from an earlier evaluation")
+    page = folder / _PAGE
+    if page.exists() and START not in page.read_text(errors="replace"):
+        raise DataError(f"{page} is there already and is not from an earlier evaluation: move it, or use another --out")
 
 
 def chosen(image_iou: Sequence[float], count: int) -> tuple[list[int], list[int]]:
@@ -81,10 +97,10 @@ def _sample(
 ) -> Sample:
     image, truth = dataset.load(index)
     device = next(model.parameters()).device
-    prediction = label_map(model, torch.from_numpy(image).to(device), config).cpu().numpy()
+    prediction = label_map(model, torch.from_numpy(image).to(device), config, name=dataset.name(index)).cpu().numpy()
     drawn = panels(image, truth, prediction, dataset.palette)
     entries = legend(truth, prediction, dataset.classes, dataset.palette)
-    write_png(path, board(drawn, entries))
+    write_png(path, board(drawn, entries), texts=_MARK)
     bar.update()
     # For the page alone: of a photograph a JPEG is a fifth of its PNG.
     files = {title: _file(panel, "JPEG", quality=88, subsampling=0) for title, panel in drawn.items()}
@@ -94,7 +110,8 @@ def _sample(
 def _themed(figure: Callable[..., Figure], *given: Any) -> Themed:
     """What figure(*given, theme) draws, as PNG files."""
     light, dark = (Image.fromarray(pixels_of(figure(*given, theme))) for theme in (LIGHT, DARK))
-    return Themed(_file(light, "PNG", optimize=True), _file(dark, "PNG", optimize=True), light.width)
+    files = [_file(picture, "PNG", optimize=True, pnginfo=png_texts(_MARK)) for picture in (light, dark)]
+    return Themed(files[0], files[1], light.width)
 
 
 def _file(picture: Image.Image, kind: str, **options: Any) -> bytes:
