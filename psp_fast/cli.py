@@ -21,7 +21,7 @@ from psp_fast.configs import (
     parse_options,
     recipe_file,
 )
-from psp_fast.errors import ConfigError, PspFastError
+from psp_fast.errors import ConfigError, DataError, PspFastError
 from psp_fast.files import check_folder, free_name, locked
 from psp_fast.streams import forgive_lost_output
 
@@ -75,7 +75,7 @@ def main(given: Sequence[str] | None = None) -> int:
         reason = _reason(error)
         if reason is None:
             raise
-        print(f"psp-fast: error: {reason} ({str(error).partition(chr(10))[0]})", file=sys.stderr)
+        print(f"psp-fast: error: {reason} ({str(error).splitlines()[0].partition('. ')[0]})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("psp-fast: interrupted", file=sys.stderr)
@@ -172,7 +172,12 @@ def _evaluate(arguments: list[str]) -> int:
 
     ranks = distributed.start(config.device)
     trained = run.load_trained(checkpoint, ranks.device)
-    dataset = build_dataset(config.data, "val", trained.config.model.in_channels)
+    try:
+        dataset = build_dataset(config.data, "val", trained.config.model.in_channels)
+    except DataError as error:
+        if not trained.unnamed:
+            raise
+        raise DataError(f"{error}; {checkpoint} names no data: give --recipe RECIPE, and --data.root DIR") from error
     trained.check_classes(dataset.classes, checkpoint)
     result = (Path(config.out) if config.out else run.checkpoint_of(checkpoint).parent) / "evaluation.json"
     check_folder(result.parent)

@@ -1,13 +1,21 @@
 """The command line as a user meets it: what works, and what is said when the input cannot be used."""
 
 import json
+import multiprocessing
+import os
+import signal
 from inspect import signature
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from psp_fast.cli import main
+from psp_fast.configs import Config
+from psp_fast.engine.run import before_restart, new_folder
+from psp_fast.files import locked
 from psp_fast.models import PSPNet
 from tests.data import trees
 
@@ -42,9 +50,13 @@ OPTIONS = [
 MULTI_SCALE = ["--eval.mirror=true", "--eval.scales=[0.5,1]", "--eval.base_size=[64,48]", "--eval.average=logits"]
 
 
+def recipe(data=f"{{root: ., classes: {CLASSES}}}"):
+    Path("mine.yaml").write_text(f"{{data: {data}}}\n")
+    return "mine.yaml"
+
+
 def train(*more, classes=CLASSES):
-    (recipe := __import__("pathlib").Path("mine.yaml")).write_text(f"data: {{root: ., classes: {classes}}}\n")
-    return main(["train", str(recipe), *OPTIONS, "--train.steps=2", *more])
+    return main(["train", recipe(f"{{root: ., classes: {classes}}}"), *OPTIONS, "--train.steps=2", *more])
 
 
 def said(capsys):
@@ -93,6 +105,137 @@ def test_runs_are_numbered_and_never_overwritten(tree, capsys):
     assert sorted(p.name for p in (tree / "runs").iterdir()) == ["mine-1", "mine-2"]
     assert train("--out=runs/mine-1") == 2
     assert "runs/mine-1 already holds a run: continue it with --resume runs/mine-1" in said(capsys)
+
+
+def test_a_start_that_failed_leaves_its_folder_free(tree, capsys):
+    assert train("--out=run", "--train.batch_size=1") == 1
+    assert "ppm.features.0.2" in said(capsys)
+    assert list((tree / "run" / "tensorboard").iterdir())
+    assert train("--out=run", "--train.steps=1") == 0
+    events = sum(path.read_bytes().count(b"main_loss") for path in (tree / "run" / "tensorboard").iterdir())
+    assert "steps: 1" in (tree / "run" / "config.yaml").read_text() and events == 1
+    assert train("--out=run") == 2
+
+
+def test_a_recipe_of_the_users_in_the_output_folder_is_kept(tree, capsys):
+    (tree / "run").mkdir()
+    (tree / "run" / "config.yaml").write_text("# mine")
+    assert train("--out=run") == 2
+    assert "run already holds a run" in said(capsys)
+    assert train("--out=run2", "--train.batch_size=1") == 1
+    (tree / "run2" / "config.yaml").write_text("# edited")
+    assert train("--out=run2") == 2
+    assert (tree / "run" / "config.yaml").read_text() == "# mine"
+    assert (tree / "run2" / "config.yaml").read_text() == "# edited"
+
+
+@pytest.mark.parametrize("name", ["best.pth", "last.pth", "curves.png"])
+def test_files_that_a_run_would_replace_are_kept(tree, capsys, name):
+    (tree / "run").mkdir()
+    (tree / "run" / name).write_text("mine")
+    assert train("--out=run") == 2
+    assert f"run holds {name}, which a run would replace: choose another --out" in said(capsys)
+    (tree / "run" / "config.yaml").write_text("data: {root: ., classes: [sky, ground]}\n")
+    (tree / "run" / "best.pth").write_text("mine")
+    (tree / "run" / "last.pth").unlink(missing_ok=True)
+    assert main(["train", "--resume", "run"]) == 1
+    assert "last.pth is gone: a run that starts at step 0 would replace best.pth" in said(capsys)
+    assert sorted(path.name for path in (tree / "run").iterdir()) == sorted(
+        {".lock", "best.pth", "config.yaml", name} - {"last.pth"}
+    )
+
+
+def test_a_folder_is_one_trainings(tree, capsys):
+    """The lock is a process's own: another holds it here."""
+    reader, writer = os.pipe()
+    fork = multiprocessing.get_context("fork")
+
+    def hold():
+        with locked(tree / "run"):
+            os.write(writer, b"1")
+            signal.pause()
+
+    process = fork.Process(target=hold)
+    process.start()
+    try:
+        os.read(reader, 1)
+        assert train("--out=run") == 2
+        assert "run cannot be used: another process is writing to run: wait until it ends" in said(capsys)
+        (tree / "run" / "config.yaml").write_text("data: {root: ., classes: [sky, ground]}\n")
+        assert main(["train", "--resume=run"]) == 1
+        assert "another process is writing to run" in said(capsys)
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_a_run_that_torchrun_starts_again_goes_on(tree, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    started, numbered = Config(out="run"), Config()
+    for config in (started, numbered):
+        with new_folder(config, "mine"):
+            pass
+        assert before_restart(config, "mine") is None
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert before_restart(started, "mine") == Path("run")
+    assert before_restart(numbered, "mine") == Path("runs/mine-1")
+    assert before_restart(Config(out="run", device="cpu"), "mine") is None
+    assert before_restart(numbered, "other") is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another job")
+    assert before_restart(started, "mine") is None
+    assert train("--out=mine") == 0 and train("--out=mine") == 0
+    assert capsys.readouterr().out.count("going on at step 2\n") == 1
+
+
+def test_options_may_come_first(tree, capsys):
+    assert main(["train", *OPTIONS, "--train.steps", "1", "--out", "run", recipe()]) == 0
+    assert (
+        main(["predict", "--out", "found", "run", "--eval.mode", "slide", "--eval.crop=[33,33]", "0.jpg", "1.jpg"]) == 0
+    )
+    assert len(list((tree / "found").iterdir())) == 4
+    assert main(["evaluate", "--pictures", "1", "run", "--out", "measured"]) == 0
+    assert len(list((tree / "measured" / "pictures").glob("best_*.png"))) == 1
+    (tree / "-0.jpg").write_bytes((tree / "0.jpg").read_bytes())
+    assert main(["predict", "run", "--out=found", "--", "-0.jpg"]) == 0
+    assert main(["convert", "--to", "mmseg", "run/last.pth", "out.pth"]) == 1
+    assert "mmsegmentation has 18 and 34 layers with its own dilation alone" in said(capsys)
+    assert main(["check-data", "--out", "found", "mine.yaml"]) == 0
+
+
+def test_convert_replaces_nothing(tree, capsys):
+    (tree / "last.pth").write_text("a checkpoint")
+    assert main(["convert", "last.pth", "last.pth"]) == 1
+    assert "last.pth is there already: choose another name, or remove it first" in said(capsys)
+    assert (tree / "last.pth").read_text() == "a checkpoint"
+
+
+def test_weights_converted_without_a_recipe_are_evaluated_on_one(tree, capsys):
+    model = PSPNet(18, classes=2, output_stride=16, pretrained=False)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}}, "semseg.pth")
+    assert main(["convert", "semseg.pth", "mine.pth"]) == 0
+    assert "for psp-fast predict and export; evaluate takes its data from --recipe" in capsys.readouterr().out
+    (tree / "val.txt").rename("other.txt")
+    recipe("{root: ., classes: [sky, ground], val_list: other.txt}, eval: {mode: slide, crop: [33, 33]}")
+    assert main(["evaluate", "mine.pth", "--device=cpu"]) == 1
+    assert "mine.pth names no data: give --recipe RECIPE" in said(capsys)
+    assert main(["evaluate", "--recipe", "mine.yaml", "mine.pth", "--device=cpu", "--pictures=1"]) == 0
+    assert "ground" in capsys.readouterr().out
+    assert "a sliding window of 33x33" in (tree / "evaluation.html").read_text()
+    recipe("{root: ., classes: [a, b, c], val_list: other.txt}")
+    assert main(["evaluate", "mine.pth", "--recipe", "mine.yaml", "--device=cpu"]) == 2
+    assert "was trained on the classes class 0, class 1, not on a, b, c" in said(capsys)
+
+
+def test_short_memory_is_no_traceback(capsys, monkeypatch):
+    def short():
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"
+        )
+
+    monkeypatch.setattr("psp_fast.info.report", short)
+    assert main(["info"]) == 1
+    assert "there is not enough memory: lower train.batch_size or augment.crop" in said(capsys)
 
 
 def test_check_data(tree, capsys):

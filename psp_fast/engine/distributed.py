@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from psp_fast.errors import ConfigError
 
@@ -72,8 +73,19 @@ def start(device: str = "auto") -> Ranks:
                 "unset WORLD_SIZE"
             )
         _from_environment("RANK", 0)
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+        _join("nccl" if chosen.type == "cuda" else "gloo")
     return Ranks(dist.get_rank() if world > 1 else 0, world, chosen)
+
+
+def _join(backend: str) -> None:
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":  # machines may count their restarts differently
+        dist.init_process_group(backend, timeout=PATIENCE)
+        return
+    # A torchrun with a fixed port keeps its store, with the addresses of the processes that have ended.
+    store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"restart {restart}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
 
 
 def stop() -> None:

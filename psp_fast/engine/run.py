@@ -178,10 +178,14 @@ class Trained:
     classes: Sequence[str]
     palette: np.ndarray
 
+    @property
+    def unnamed(self) -> bool:
+        """Whether the classes have the names that `psp-fast convert` gives where nothing names them."""
+        return list(self.classes) == [f"class {i}" for i in range(len(self.classes))]
+
     def check_classes(self, classes: Sequence[str], source: str | Path) -> None:
         """Raise ConfigError unless the model of the file source has these classes, or as many without names."""
-        unnamed = [f"class {i}" for i in range(len(classes))]  # as `psp-fast convert` calls them
-        if list(self.classes) not in (list(classes), unnamed):
+        if tuple(classes) != tuple(self.classes) and not (self.unnamed and len(classes) == len(self.classes)):
             raise ConfigError(
                 f"{source} was trained on the classes {', '.join(self.classes)}, not on {', '.join(classes)}; if those "
                 "are other names of the same classes, convert the original file with --recipe"

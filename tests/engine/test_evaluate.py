@@ -22,7 +22,7 @@ from psp_fast.engine.distributed import Ranks
 from psp_fast.engine.evaluate import evaluate
 from psp_fast.engine.run import build_model, describe
 from psp_fast.engine.samples import build_dataset
-from psp_fast.errors import DataError
+from psp_fast.errors import DataError, PspFastError
 from tests.engine import small
 from tests.processes import run_ranks
 
@@ -243,3 +243,36 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path, capsys):
     assert "60%" in done.stderr and f"written to {tmp_path / 'evaluation.json'}" in done.stdout
     assert json.loads((tmp_path / "evaluation.json").read_text()) == expected
     assert not list(tmp_path.glob("*measured*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("evaluation.json", b'{"mine": 1}'),
+        ("evaluation.json", b"text"),
+        ("evaluation.measured.0", b"my own measurements"),
+        ("evaluation.measured.7", b"my own measurements"),
+    ],
+)
+def test_files_of_others_stop_an_evaluation(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "evaluation.measured.csv").write_text("1,2")
+    config, dataset, model = make(1)
+    with pytest.raises(PspFastError, match=f"{name} is there already and is not an evaluation's: move it"):
+        evaluate(model, dataset, config, ONE, tmp_path / "evaluation.json")
+    assert (tmp_path / name).read_bytes() == content
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        evaluate(model, dataset, config, ONE, tmp_path / "evaluation.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "evaluation.measured.csv"]
+
+
+def test_damaged_progress_is_not_used(tmp_path, capsys):
+    result, file = tmp_path / "evaluation.json", tmp_path / "evaluation.measured.0"
+    evaluated_until(2, result)
+    save_checkpoint({**read_checkpoint(file), "lengths": 3}, file)
+    config, dataset, model = make(IMAGES)
+    watched = Watched(dataset)
+    evaluate(model, watched, config, ONE, result)
+    assert watched.read == list(range(IMAGES))
+    assert f"its images are measured again: {file} is damaged" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from psp_fast.errors import DataError
 from tests.engine import small
 
 CPU = torch.device("cpu")
+CONFIG = small.config()
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,52 @@ def test_more_than_256_classes(tmp_path):
     labels, overlay = predict(wide, [str(tmp_path / "photo.png")], tmp_path / "out", config, CPU)
     assert (np.asarray(Image.open(labels)) == 299).all()
     assert Image.open(overlay).size[0] >= 52
+
+
+def test_only_earlier_results_of_the_same_image_are_replaced(trained, tmp_path):
+    (tmp_path / "y").mkdir()
+    for path in (tmp_path / "a.png", tmp_path / "y" / "a.png", tmp_path / "b_labels.png", tmp_path / "b.png"):
+        Image.fromarray(pixels()).save(path)
+    before = (tmp_path / "b_labels.png").read_bytes()
+    with pytest.raises(
+        DataError, match=r"b_labels\.png is there already and is not an earlier result of .*b\.png: move"
+    ):
+        predict(trained, [str(tmp_path / f"{name}.png") for name in ("a", "b_labels", "b")], tmp_path, CONFIG, CPU)
+    assert (tmp_path / "b_labels.png").read_bytes() == before
+    assert not (tmp_path / "a_labels.png").exists()  # told before anything is written
+    for _ in range(2):
+        predict(trained, [str(tmp_path / "a.png")], tmp_path, CONFIG, CPU)
+    with pytest.raises(DataError, match=r"a_labels\.png is there already and is not an earlier result of .*y/a\.png"):
+        predict(trained, [str(tmp_path / "y" / "a.png")], tmp_path, CONFIG, CPU)
+    corrected = Image.open(tmp_path / "a_labels.png")
+    corrected.load()
+    corrected.save(tmp_path / "a_labels.png")  # by hand, in another program
+    with pytest.raises(DataError, match=r"a_labels\.png is there already"):
+        predict(trained, [str(tmp_path / "a.png")], tmp_path, CONFIG, CPU)
+
+
+@pytest.mark.parametrize(
+    ("mode", "advice"), [("whole", "at once: predict it with --eval.mode slide"), ("slide", "low")]
+)
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_an_image_too_large_for_memory_is_named(trained, tmp_path, monkeypatch, mode, advice, error):
+    def short(*_):
+        raise error
+
+    Image.fromarray(pixels()).save(tmp_path / "a.png")
+    monkeypatch.setattr(type(trained.model), "forward", short)
+    monkeypatch.setattr(type(trained.model), "predict", short)
+    with pytest.raises(DataError, match=rf"a\.png: there is not enough memory for its 52x37 pixels.*{advice}"):
+        predict(trained, [str(tmp_path / "a.png")], tmp_path / "out", small.config(eval__mode=mode), CPU)
+
+
+def test_other_errors_of_torchs_stay_what_they_are(trained, tmp_path, monkeypatch):
+    def wrong(*_):
+        raise RuntimeError("shapes differ")
+
+    Image.fromarray(pixels()).save(tmp_path / "a.png")
+    monkeypatch.setattr(type(trained.model), "predict", wrong)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        predict(trained, [str(tmp_path / "a.png")], tmp_path / "out", CONFIG, CPU)

@@ -22,6 +22,7 @@ from psp_fast.engine.report.writing import chosen
 from psp_fast.engine.run import build_model
 from psp_fast.engine.samples import build_dataset
 from psp_fast.error_pictures import WRONG
+from psp_fast.errors import DataError
 from tests.engine import small
 
 NAN = float("nan")
@@ -240,3 +241,24 @@ def test_pictures_are_those_of_the_evaluation(tmp_path):
     expected = [f"{dataset.name(i)}: mean IoU {100 * found.image_iou[i]:.1f} %" for i in (high, low)]
     assert captions == expected and model.training
     assert dataclasses.asdict(found.metrics)["classes"] == list(dataset.classes)
+
+
+def test_pictures_and_pages_of_others_are_neither_removed_nor_replaced(tmp_path):
+    report(tmp_path)
+    (tmp_path / "pictures" / "best_3.png").write_text("mine")
+    Image.new("RGB", (3, 3)).save(tmp_path / "pictures" / "worst_holiday.png")
+    report(tmp_path, count=1)
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"best_1.png", "best_3.png", "worst_1.png", "worst_holiday.png", "confusion.png", "classes.png"}
+    for name, message in (
+        ("pictures/classes.png", r"classes\.png is there"),
+        ("evaluation.html", r"evaluation\.html is"),
+    ):
+        kept = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(DataError, match=message):
+            report(tmp_path, count=1)
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).write_bytes(kept)
+    with pytest.raises(DataError, match=r"best_3\.png is there already and is not from an earlier evaluation: move it"):
+        report(tmp_path, count=3)

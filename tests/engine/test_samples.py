@@ -101,3 +101,32 @@ def test_no_more_workers_than_cores(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # DataLoader's, of too many workers
         assert evaluation_samples(dataset, [0], 8).num_workers == 2
+
+
+def full(self):
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+def test_images_that_do_not_fit_into_shared_memory_arrive_as_an_error(monkeypatch):
+    """Never is what the DataLoader would make of it: it loses them in a thread, and waits."""
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    config = small.config(train__workers=1, train__steps=1)
+    [batch] = training_batches(config, build_dataset(config.data, "train"), 0, 0, 1)
+    [sample] = evaluation_samples(build_dataset(config.data, "val"), [1], 1)
+    assert isinstance(batch, DataError) and isinstance(sample, DataError)
+    assert str(batch).startswith("a batch of 4 images: 0.2 MB do not fit into shared memory beside what waits there")
+    assert "No space left on device" in str(batch) and "use --train.workers 0" in str(batch)
+    assert "0.0 MB do not fit" in str(sample)
+    config = small.config(train__workers=0, train__steps=1)
+    [batch] = training_batches(config, build_dataset(config.data, "train"), 0, 0, 1)
+    assert batch[0].shape == (4, 3, *small.SIZE)
+
+
+def test_processes_that_cannot_be_started_are_an_error(monkeypatch):
+    def refused():
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("multiprocessing.Lock", refused)
+    loader = evaluation_samples(build_dataset(small.config().data, "val"), [1], 1)
+    with pytest.raises(DataError, match=r"cannot be started \(Permission denied\).*/dev/shm.*use --train\.workers 0"):
+        iter(loader)
