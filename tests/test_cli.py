@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from psp_fast.cli import main
+from psp_fast.cli import _separated, main
 from psp_fast.configs import Config
 from psp_fast.engine.run import before_restart, new_folder
 from psp_fast.files import locked
@@ -56,7 +56,7 @@ def recipe(data=f"{{root: ., classes: {CLASSES}}}"):
 
 
 def train(*more, classes=CLASSES):
-    return main(["train", recipe(f"{{root: ., classes: {classes}}}"), *OPTIONS, "--train.steps=2", *more])
+    return main(["train", *OPTIONS, "--train.steps=2", *more, recipe(f"{{root: ., classes: {classes}}}")])
 
 
 def said(capsys):
@@ -68,13 +68,13 @@ def test_train_resume_evaluate_predict_on_a_users_own_images(tree, capsys):
     assert "picture: run/examples.png" in capsys.readouterr().out
     assert main(["train", "--resume", "run"]) == 0
     window = ["--eval.mode=slide", "--eval.crop=[33,33]", *MULTI_SCALE]
-    assert main(["evaluate", "run", *window, "--pictures"]) == 0
+    assert main(["evaluate", *window, "--pictures", "run"]) == 0
     out = capsys.readouterr().out
     assert "ground" in out and "page: run/evaluation.html   pictures: run/pictures" in out
     assert "a sliding window of 33x33" in (tree / "run" / "evaluation.html").read_text()
     measures = json.loads((tree / "run" / "evaluation.json").read_text())
     assert set(measures["classes"]) == {"sky", "ground"}
-    assert main(["predict", "run", "0.jpg", "1.jpg", "--out", "found"]) == 0
+    assert main(["predict", "--out", "found", "run", "0.jpg", "1.jpg"]) == 0
     assert sorted(p.name for p in (tree / "found").iterdir()) == [
         "0_labels.png",
         "0_overlay.png",
@@ -188,19 +188,21 @@ def test_a_run_that_torchrun_starts_again_goes_on(tree, capsys, monkeypatch):
     assert capsys.readouterr().out.count("going on at step 2\n") == 1
 
 
-def test_options_may_come_first(tree, capsys):
-    assert main(["train", *OPTIONS, "--train.steps", "1", "--out", "run", recipe()]) == 0
-    assert (
-        main(["predict", "--out", "found", "run", "--eval.mode", "slide", "--eval.crop=[33,33]", "0.jpg", "1.jpg"]) == 0
-    )
-    assert len(list((tree / "found").iterdir())) == 4
-    assert main(["evaluate", "--pictures", "1", "run", "--out", "measured"]) == 0
-    assert len(list((tree / "measured" / "pictures").glob("best_*.png"))) == 1
-    (tree / "-0.jpg").write_bytes((tree / "0.jpg").read_bytes())
-    assert main(["predict", "run", "--out=found", "--", "-0.jpg"]) == 0
-    assert main(["convert", "--to", "mmseg", "run/last.pth", "out.pth"]) == 1
-    assert "mmsegmentation has 18 and 34 layers with its own dilation alone" in said(capsys)
-    assert main(["check-data", "--out", "found", "mine.yaml"]) == 0
+@pytest.mark.parametrize(
+    ("arguments", "positional", "options"),
+    [
+        ("--out p RUN a.jpg --eval.mode=slide b.jpg", "RUN a.jpg b.jpg", "--out p --eval.mode=slide"),
+        ("--pictures RUN", "RUN", "--pictures"),
+        ("--pictures 3 RUN", "RUN", "--pictures 3"),
+        ("IN --to mmseg OUT", "IN OUT", "--to mmseg"),
+        ("--dynamic RUN OUT -h", "RUN OUT", "--dynamic -h"),
+        ("--out --eval.mode slide RUN", "RUN", "--out --eval.mode slide"),
+        ("RUN --optim.lr -1 --out", "RUN", "--optim.lr -1 --out"),
+        ("--out p -- RUN -a.jpg --b", "RUN -a.jpg --b", "--out p"),
+    ],
+)
+def test_options_may_stand_anywhere(arguments, positional, options):
+    assert _separated(arguments.split()) == (positional.split(), options.split())
 
 
 def test_convert_replaces_nothing(tree, capsys):
