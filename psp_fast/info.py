@@ -86,7 +86,7 @@ def native_module() -> list[tuple[str, str]]:
     try:
         module = backend.native()
         in_use = f"{module.cpu_capability()} (of {', '.join(module.cpu_capabilities())})"
-    except (PspFastError, ValueError) as error:
+    except PspFastError as error:
         return [("error", str(error))]
     info = module.build_info()
     cuda = f"{info['cuda_architectures']}, nvcc {info['nvcc']}" if info["cuda"] else f"not built: {info['cuda_reason']}"

@@ -67,9 +67,10 @@ def test_process_has_one_openmp() -> None:
 @pytest.mark.parametrize(("value", "wanted"), [("baseline", "baseline"), ("sse9", "error")])
 def test_environment_chooses_the_instruction_set(value: str, wanted: str) -> None:
     code = (
+        "from psp_fast.errors import ConfigError\n"
         "from psp_fast.ops import backend\n"
         "try: print(backend.native().cpu_capability())\n"
-        "except ValueError as error: print('error', error)"
+        "except ConfigError as error: print('error', error)"
     )
     environment = {**os.environ, "PSP_FAST_CPU": value}
     output = subprocess.run(

@@ -61,19 +61,37 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, str(error)
 
 
+def _wrong_cpu(module: ModuleType | None) -> str | None:
+    """What is wrong with the environment variable PSP_FAST_CPU, None where nothing is."""
+    try:
+        if module is not None:
+            module.cpu_capability()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 _native, _native_error = _load()
+_cpu_error = _wrong_cpu(_native)
 _kernels: dict[tuple[str, str], list[Kernel]] = {}
 _HALF_IN_ONEDNN = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _setting = os.environ.get("PSP_FAST_OPS") or "auto"
 
 
 def native() -> ModuleType:
-    """The compiled module psp_fast._native; raises PspFastError with the cause where it cannot be loaded."""
+    """The compiled module psp_fast._native.
+
+    Raises:
+        PspFastError: it cannot be loaded, with the cause.
+        ConfigError: PSP_FAST_CPU names CPU kernels that this machine or build does not have.
+    """
     if _native is None:
         raise PspFastError(
             f"psp_fast._native cannot be loaded ({_native_error}): build it with `pip install -e .` in the source "
             "tree, or run the slower reference with PSP_FAST_OPS=reference"
         )
+    if _cpu_error is not None:
+        raise ConfigError(_cpu_error)
     return _native
 
 
