@@ -12,7 +12,8 @@ _STEMS = {(64, 3): "deep", (32, 3): "v1c", (64, 7): "torchvision"}  # by channel
 
 
 def infer_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Those of PSPNet's arguments that tensors by psp_fast's names tell; of a backbone alone, layers and stem."""
+    """Those of PSPNet's arguments that tensors by psp_fast's names tell; of a backbone alone, layers, stem and
+    in_channels."""
     options: dict[str, Any] = {}
     depths = [len({match[1] for key in state if (match := re.match(rf"layer{i}\.(\d+)\.", key))}) for i in range(1, 5)]
     bottleneck = "layer1.0.conv3.weight" in state
@@ -21,6 +22,7 @@ def infer_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
     first = _shape(state, "layer0.0.weight")
     if first and (first[0], first[-1]) in _STEMS:
         options["stem"] = _STEMS[first[0], first[-1]]
+        options["in_channels"] = first[1]
     classifier, head = _shape(state, "cls.4.weight"), _shape(state, "cls.0.weight")
     if classifier and head:
         options["classes"] = classifier[0]

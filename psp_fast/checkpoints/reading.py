@@ -45,13 +45,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
-    if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):  # torch.load checks no checksum
-        raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged} is wrong; copy it again")
+    if zipfile.is_zipfile(path):
+        _check_archive(path)
     with torch.serialization.safe_globals(stand_ins()):
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict")
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is, and parts with a wrong checksum; torch checks neither."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(part.file_size for part in archive.infolist())
+        if unpacked > path.stat().st_size:  # torch.save does not compress
+            raise CheckpointError(
+                f"{path} is no checkpoint as torch.save writes it: it is compressed, and would take {unpacked} bytes; "
+                "unpack the archive and store it without compression"
+            )
+        if damaged := archive.testzip():
+            raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged} is wrong; copy it again")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -61,7 +74,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             described = (file.metadata() or {}).get(METADATA)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file: {error}") from error
-    return {**(json.loads(described) if described else {}), "state_dict": tensors}
+    rest = json.loads(described) if described else {}
+    if not isinstance(rest, dict):
+        raise CheckpointError(f"{path} is damaged: its metadata {METADATA!r} must be a dictionary")
+    return {**rest, "state_dict": tensors}
 
 
 _READERS: dict[str, Callable[[Path], dict[str, Any]]] = {

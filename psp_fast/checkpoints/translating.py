@@ -22,7 +22,8 @@ _REFUSED = {
     "backbone.conv1_1._conv.weight": "is a network of PaddleSeg other than PSPNet",
     "decode_head.conv_seg.weight": "is a network of mmsegmentation other than PSPNet: its decode_head is no PSPHead",
 }
-_SYNC_BN_EXTRAS = re.compile(r"\._(tmp_running_mean|tmp_running_var|running_iter)$")
+# What modules keep beside a network's weights: mit-semseg's batch norm, and the loss with its class weights.
+_NO_WEIGHTS = re.compile(r"\._(tmp_running_mean|tmp_running_var|running_iter)$|^criterion\.")
 
 
 def recognise(keys: Mapping[str, Tensor], path: str) -> Layout:
@@ -48,7 +49,7 @@ def translate(layout: Layout, tensors: Mapping[str, Tensor], path: str) -> tuple
     """The tensors by psp_fast's names, in its order of channels, and what the layout tells of PSPNet's arguments."""
     state: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        if re.search(layout.dropped, key) or _SYNC_BN_EXTRAS.search(key):
+        if re.search(layout.dropped, key) or _NO_WEIGHTS.search(key):
             continue
         new = key
         for pattern, replacement in layout.rules:

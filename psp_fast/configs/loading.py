@@ -52,7 +52,7 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
     """
     try:
         return parser.parse_args(list(arguments))
-    except (ArgumentError, UnicodeDecodeError) as error:
+    except (ArgumentError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{getattr(error, 'message', error)}; see {parser.prog} --help") from error
 
 
@@ -77,17 +77,35 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
         raise ConfigError(f"{getattr(error, 'message', error)}; see {parser.prog} --help") from error
 
 
-def config_from_dict(values: dict[str, Any]) -> Config:
+def config_from_dict(values: Any, source: str = "saved configuration") -> Config:
     """The configuration saved by `dataclasses.asdict` in a checkpoint.
 
+    Args:
+        values: as read from a file; no value of it is taken for a file's name.
+        source: what messages call it.
+
     Raises:
-        ConfigError: unknown keys or wrong types, as in a file of another version.
+        ConfigError: unknown keys or wrong types, as in a damaged file or one of another version.
     """
-    parser = config_parser("psp-fast", "", "")
+    _check_sections(values, Config, source)
+    parser = option_parser("psp-fast", "", "")
+    parser.add_class_arguments(Config)
     try:
         return _to_config(parser, parser.parse_object(values))
-    except ArgumentError as error:
-        raise ConfigError(f"saved configuration: {error}") from error
+    except (ArgumentError, ConfigError) as error:
+        raise ConfigError(f"{source}: {getattr(error, 'message', error)}") from error
+
+
+def _check_sections(values: Any, section: Any, name: str) -> None:
+    """Raise ConfigError where a section is no dictionary of its fields: a text would be read as a file's name."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name} must be a dictionary of fields, not {type(values).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(f"{name} has an unknown field {key!r}")
+        if dataclasses.is_dataclass(fields[key].default_factory):
+            _check_sections(value, fields[key].default_factory, f"{name}: {key}")
 
 
 def config_to_yaml(config: Config) -> str:

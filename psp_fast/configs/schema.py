@@ -15,12 +15,13 @@ class ModelConfig:
     Args:
         layers: depth of the ResNet: 18, 34, 50, 101, 152 or 269.
         in_channels: of the images: 3 (RGB), 1 (grey; colour images are read as grey), or 4 (the bands of files that
-            have four, such as RGB and infrared); augment.mean and std have as many numbers.
+            have four, such as RGB and infrared); augment.mean and std have as many numbers. RGB weights are adapted.
         bins: sides of the pyramid's levels in cells.
         dropout: probability of dropping a channel before each classifier.
         zoom_factor: 1, 2, 4 or 8; 8 trains on labels of the input's own size.
         use_ppm: false leaves the pyramid out (FCN baseline).
-        pretrained: ImageNet weights to start from: a path, or true for initmodel/resnet{layers}_v2.pth.
+        pretrained: weights to start from, ImageNet's or a whole PSPNet's, of which all that fits is loaded: a path, or
+            true for initmodel/resnet{layers}_v2.pth.
         pool: pooling of the pyramid.
         dim_reduction: false keeps all channels of the pooled maps.
         aux: the auxiliary head on layer3.

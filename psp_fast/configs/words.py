@@ -7,6 +7,8 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from psp_fast.configs.aliases import check_aliases
+
 PARSER_MODE = "psp_fast"
 
 
@@ -17,6 +19,7 @@ class _Words(yaml.SafeLoader):
 
 
 def _load(text: str) -> Any:
+    check_aliases(text)
     return _with_words(get_loader("yaml")(text), yaml.load(text, _Words))
 
 

@@ -69,7 +69,9 @@ def convert(paths: Sequence[str], out: Path, target: str, config: Config | None,
 
 def _described(model: PSPNet, weights: Weights, config: Config | None) -> dict[str, Any]:
     """The weights with what `psp-fast train` writes beside them."""
-    saved = Config() if weights.config is None else config_from_dict(weights.config)
+    saved = (
+        Config() if weights.config is None else config_from_dict(weights.config, f"{weights.source}: its configuration")
+    )
     base = saved if config is None else config
     options = {name: value for name, value in model.options.items() if hasattr(base.model, name)}
     network = dataclasses.replace(base.model, **{**options, "bins": list(options["bins"]), "pretrained": False})
@@ -85,7 +87,7 @@ def _described(model: PSPNet, weights: Weights, config: Config | None) -> dict[s
     palette = named.palette.tolist() if named else data.palette or weights.palette or default_palette(len(classes))
     if data.dataset in ("list", "folder"):
         data = dataclasses.replace(data, classes=classes)
-    augment = dataclasses.replace(base.augment, mean=weights.mean, std=weights.std)
+    augment = dataclasses.replace(base.augment, mean=weights.mean, std=weights.std)  # type: ignore[arg-type]
     config = dataclasses.replace(base, model=network, data=data, augment=augment)
     return {
         "config": dataclasses.asdict(config),

@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from psp_fast.checkpoints import read_checkpoint, save_checkpoint
+from psp_fast.checkpoints.fields import Field, check_fields
 from psp_fast.configs import Config
 from psp_fast.data import Dataset
 from psp_fast.engine.distributed import Ranks
@@ -71,28 +72,31 @@ class Progress:
         self.saved = time.monotonic()
         self.pause = max(_SECONDS, _TIMES * (self.saved - started))
 
-    def load(self, file: Path) -> None:
+    def load(self, file: Path, images: int, classes: int) -> None:
         """Add what a file holds of this evaluation and of unchanged images; a damaged file is reported and not used.
+
+        images and classes are the data set's numbers of them.
 
         Raises:
             CheckpointError: a file that no evaluation wrote.
         """
         try:
             content = read_checkpoint(file)
-            if content.get("evaluation") == self.key and "stamps" in content:  # an older version wrote no stamps
-                self._add(content)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            _report_damage(f"{file} is damaged: {error!r}")
         except CheckpointError as error:
             with file.open("rb") as opened:
                 if opened.read(len(_ZIP)) != _ZIP:
                     raise _not_ours(file) from error
-            _report_damage(str(error))
-        else:
-            if "evaluation" not in content:
-                raise _not_ours(file)
-
-    def _add(self, content: dict[str, Any]) -> None:
+            _report_damage(error)
+            return
+        if "evaluation" not in content:
+            raise _not_ours(file)
+        if content["evaluation"] != self.key or "stamps" not in content:  # an older version wrote no stamps
+            return
+        try:
+            _check(content, images, classes, file)
+        except CheckpointError as error:
+            _report_damage(error)
+            return
         parts = content["counts"].split(content["lengths"].tolist(), 1)
         for image, stamp, part in list(zip(content["images"].tolist(), content["stamps"], parts, strict=True)):
             if stamp == self.stamp(image):
@@ -116,7 +120,7 @@ def resume(result: Path, model: nn.Module, dataset: Dataset, config: Config, ran
     if ranks.main:
         progress.key = _key(model, dataset, config, ranks.device)
         for file in _files(result):
-            progress.load(file)
+            progress.load(file, len(dataset), len(dataset.classes))
         progress.save()  # before the files are removed, so that a kill at any time loses nothing
         for file in _files(result):
             if file != progress.file or not progress.counts:
@@ -141,8 +145,34 @@ def _not_ours(file: Path) -> CheckpointError:
     return CheckpointError(f"{file} is there already and is not an evaluation's: move it, or use another --out")
 
 
-def _report_damage(what: str) -> None:
-    tqdm.write(f"ignored, and its images are measured again: {what}", file=sys.stderr)
+def _report_damage(error: CheckpointError) -> None:
+    tqdm.write(f"ignored, and its images are measured again: {error}", file=sys.stderr)
+
+
+def _check(content: Mapping[str, Any], images: int, classes: int, file: Path) -> None:
+    """Raise CheckpointError unless content is of such a data set, as `Progress.save` wrote it."""
+    check_fields(
+        content,
+        {
+            "images": Field(f"images 0 to {images - 1}", lambda value: _are_integers(value, 1, images)),
+            "stamps": Field("texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value)),
+            "lengths": Field("numbers of places", lambda value: _are_integers(value, 1, classes**2 + 1)),
+            "counts": Field("places and pixels", lambda value: _are_integers(value, 2, None)),
+        },
+        file,
+    )
+    lengths, counts = content["lengths"], content["counts"]
+    if not len(content["images"]) == len(content["stamps"]) == len(lengths):
+        raise CheckpointError(f"{file} is damaged: its fields 'images', 'stamps' and 'lengths' are not as long")
+    if counts.shape != (2, int(lengths.sum())) or not bool((counts[0] < classes**2).all()):
+        raise CheckpointError(f"{file} is damaged: its field 'counts' is not of the {classes} classes and of 'lengths'")
+
+
+def _are_integers(value: Any, ndim: int, below: int | None) -> bool:
+    """Whether value is a tensor of ndim dimensions of int64 from 0 to below."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != ndim:
+        return False
+    return bool((value >= 0).all()) and (below is None or bool((value < below).all()))
 
 
 def discard(result: Path) -> None:

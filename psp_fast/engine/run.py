@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from psp_fast.checkpoints import read_checkpoint
-from psp_fast.configs import Config, ModelConfig, config_from_dict, config_to_yaml
+from psp_fast.checkpoints import check_weights, read_checkpoint
+from psp_fast.checkpoints.fields import CLASSES, CONFIG, PALETTE, STATE_DICT, check_field, check_fields
+from psp_fast.configs import AugmentConfig, Config, ModelConfig, config_from_dict, config_to_yaml
 from psp_fast.data import Dataset
 from psp_fast.errors import CheckpointError, ConfigError, PspFastError
 from psp_fast.files import locked, write_text
@@ -160,6 +161,18 @@ def build_model(config: ModelConfig, classes: int) -> PSPNet:
         raise ConfigError(str(error)) from error
 
 
+def check_normalisation(model: PSPNet, config: AugmentConfig) -> None:
+    """Raise ConfigError where pretrained weights are of images normalised otherwise than the configuration says."""
+    wanted, given = (model.mean, model.std), (config.mean, config.std)
+    if model.normalised_by is None or np.allclose(wanted, given, rtol=1e-3):
+        return
+    mean, std = (list(values) for values in wanted)
+    raise ConfigError(
+        f"{model.normalised_by} is of images normalised by mean {mean} and std {std}, but augment.mean is "
+        f"{list(config.mean)} and augment.std {list(config.std)}: give --augment.mean '{mean}' --augment.std '{std}'"
+    )
+
+
 def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint says of its run besides the weights."""
     return {
@@ -200,7 +213,7 @@ def load_trained(path: str | Path, device: torch.device) -> Trained:
     """
     path = checkpoint_of(path)
     content = _read_described(path)
-    config = config_from_dict(content["config"])
+    config = config_from_dict(content["config"], f"{path}: its configuration")
     model = build_model(dataclasses.replace(config.model, pretrained=False), len(content["classes"]))
     load_weights(model, content["state_dict"], path)
     model.mean, model.std = config.augment.mean, config.augment.std
@@ -218,7 +231,8 @@ def checkpoint_of(path: str | Path) -> Path:
 
 def saved_config(path: str | Path) -> Config:
     """The configuration in a checkpoint that `psp-fast train` wrote, or in that of a run's folder."""
-    return config_from_dict(_read_described(checkpoint_of(path))["config"])
+    path = checkpoint_of(path)
+    return config_from_dict(_read_described(path)["config"], f"{path}: its configuration")
 
 
 def _read_described(path: Path) -> dict[str, Any]:
@@ -228,11 +242,19 @@ def _read_described(path: Path) -> dict[str, Any]:
             f"{path} does not describe its model: give a checkpoint that psp-fast train wrote, or make one of another "
             f"project's weights: psp-fast convert {path} OUT.pth --recipe RECIPE"
         )
+    described = {"config": CONFIG, "classes": CLASSES, "palette": PALETTE, "state_dict": STATE_DICT}
+    check_fields(content, described, path)
+    if len(content["palette"]) != len(content["classes"]):
+        raise CheckpointError(
+            f"{path} is damaged: {len(content['classes'])} classes and {len(content['palette'])} colours"
+        )
     return content
 
 
 def load_weights(model: PSPNet, state: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Load a state_dict; CheckpointError with torch's account of the differences where it does not fit."""
+    """Load a state_dict; CheckpointError where it is damaged, or with torch's account of what does not fit."""
+    check_field(state, STATE_DICT, "state_dict", path)
+    check_weights(state, path)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

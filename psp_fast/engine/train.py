@@ -28,6 +28,7 @@ from psp_fast.engine.evaluate import evaluate
 from psp_fast.engine.inference import evaluating
 from psp_fast.engine.metrics import Metrics
 from psp_fast.engine.optim import build_optimizer, poly_lr, set_lr
+from psp_fast.engine.resumable import check_resumable
 from psp_fast.engine.resuming import changes
 from psp_fast.engine.samples import build_dataset, training_batches
 from psp_fast.engine.seen import SeenLabels
@@ -65,6 +66,7 @@ class Trainer:
         # A checkpoint's weights replace the pretrained ones, whose file may be gone by now.
         network = config.model if checkpoint is None else dataclasses.replace(config.model, pretrained=False)
         model = run.build_model(network, len(self.train_set.classes)).to(ranks.device)
+        run.check_normalisation(model, config.augment)
         if train.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if train.sync_bn and ranks.world > 1:
@@ -309,18 +311,16 @@ class Trainer:
         } - content.keys()
         if missing:
             raise CheckpointError(f"{path} cannot be resumed from: it lacks {', '.join(sorted(missing))}")
-        try:
-            self.step, self.best, self.history = int(content["step"]), float(content["best"]), list(content["history"])
-            self.seconds, self.validated = float(content["seconds"]), bool(content["validated"])
-            changed = changes(content["config"], self.config, self.step, path)
-            run.load_weights(self.model, content["state_dict"], path)
-            # The groups' momentum, weight decay and factor are the configuration's, not the checkpoint's.
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": groups})
-            if content["scaler"] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(content["scaler"])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be resumed from: it is damaged ({error!r})") from error
+        check_resumable(content, self.optimizer, path)
+        self.step, self.best, self.history = content["step"], content["best"], content["history"]
+        self.seconds, self.validated = content["seconds"], content["validated"]
+        changed = changes(content["config"], self.config, self.step, path)
+        run.load_weights(self.model, content["state_dict"], path)
+        # The groups' momentum, weight decay and factor are the configuration's, not the checkpoint's.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": groups})
+        if content["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(content["scaler"])
         samples = content.get("samples", len(self.train_set))
         if samples != len(self.train_set):
             changed.append(f"training images {samples} -> {len(self.train_set)}")

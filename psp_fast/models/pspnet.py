@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psp_fast import ops
-from psp_fast.checkpoints import Paths, Weights, load_checkpoint, load_weights, read_weights
+from psp_fast.checkpoints import Paths, Weights, load_pretrained, load_weights, read_weights
 from psp_fast.errors import CheckpointError
+from psp_fast.models.arguments import check_arguments
 from psp_fast.models.pyramid import Head, PyramidPooling, head_of_pyramid
-from psp_fast.models.resnet import BLOCKS, STEMS, initialise, make_stages, make_stem
+from psp_fast.models.resnet import initialise, make_stages, make_stem
 from psp_fast.nn.exact import is_exactly, is_unhooked, may_fuse
-from psp_fast.normalisation import MEAN, STD
+from psp_fast.normalisation import MEAN, STD, for_channels
 
 
 class PSPNet(nn.Module):
@@ -31,7 +32,9 @@ class PSPNet(nn.Module):
         use_ppm: False leaves the pyramid out (the paper's dilated FCN baseline).
         criterion: loss of full-resolution logits and labels; nn.CrossEntropyLoss takes the fused path. Its buffers,
             such as class weights, are no part of the state_dict: they are set here, not by weight files.
-        pretrained: True reads initmodel/resnet{layers}_v2.pth, a path reads that file, False starts from scratch.
+        pretrained: True reads initmodel/resnet{layers}_v2.pth, a path reads that file, False starts from scratch. Of
+            ImageNet weights or a whole PSPNet every part that fits is loaded (other classes: new classifiers), and a
+            table of the parts is logged.
         pool: "avg" or "max" (Table 1).
         dim_reduction: False keeps all channels of the pooled maps (Table 1 without DR).
         aux: False leaves the auxiliary head out (Table 2); the auxiliary loss is then 0.
@@ -46,10 +49,13 @@ class PSPNet(nn.Module):
             a quarter of the channels each reads (a level: the map's channels over the number of bins).
         recompute: keep only the input of every residual block for backward, and compute the block again there: the
             least memory in training, for about a third more work in the backbone. Needs 50 layers or more.
+        in_channels: of the images. RGB weights of a pretrained file are adapted: summed for 1 channel, else repeated
+            and scaled by 3 / in_channels.
 
     Attributes:
-        mean, std: RGB, 0..255, of the normalisation that the weights expect; ImageNet's unless `load_checkpoint` read a
-            file of a project with another one.
+        mean, std: a value a channel, RGB where there are three, 0..255: the normalisation that the weights expect;
+            ImageNet's unless the weights come from a file with another one.
+        normalised_by: the file that mean and std come from; None where no file told them.
         options: the arguments that decide what the weights compute.
 
     Raises:
@@ -79,39 +85,45 @@ class PSPNet(nn.Module):
         avg_down: bool = False,
         head_channels: Sequence[int] | None = None,
         recompute: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
-        _one_of("layers", layers, tuple(BLOCKS))
-        _one_of("zoom_factor", zoom_factor, (1, 2, 4, 8))
-        _one_of("pool", pool, ("avg", "max"))
-        _one_of("stem", stem, tuple(STEMS))
-        _one_of("dilation", dilation, ("semseg", "mmseg", "mit"))
-        _one_of("output_stride", output_stride, (8, 16))
-        if classes < 2:
-            raise ValueError(f"PSPNet: classes must be at least 2, got {classes}")
-        if use_ppm and (not bins or min(bins) < 1):
-            raise ValueError(f"PSPNet: bins must be one or more positive integers, got {bins!r}")
-        if recompute and layers < 50:
-            raise ValueError(
-                f"PSPNet: recompute needs 50 layers or more, not {layers}: smaller ones have no bottlenecks"
-            )
-        if head_channels is not None and (len(head_channels) != 3 or min(head_channels) < 1):
-            raise ValueError(f"PSPNet: head_channels must be three positive integers, got {head_channels!r}")
+        check_arguments(
+            layers=layers,
+            bins=bins,
+            dropout=dropout,
+            classes=classes,
+            zoom_factor=zoom_factor,
+            use_ppm=use_ppm,
+            pool=pool,
+            dim_reduction=dim_reduction,
+            aux=aux,
+            align_corners=align_corners,
+            stem=stem,
+            dilation=dilation,
+            output_stride=output_stride,
+            stride_in_1x1=stride_in_1x1,
+            avg_down=avg_down,
+            head_channels=head_channels,
+            recompute=recompute,
+            in_channels=in_channels,
+        )
         self.zoom_factor, self.align_corners, self.use_ppm = zoom_factor, align_corners, use_ppm
-        self.mean, self.std = MEAN, STD
-        self.layer0, channels = make_stem(stem)
+        self.mean, self.std = for_channels(MEAN, in_channels), for_channels(STD, in_channels)
+        self.normalised_by: str | None = None
+        self.layer0, channels = make_stem(stem, in_channels)
         geometry = {"stride_in_1x1": stride_in_1x1, "avg_down": avg_down, "recompute": recompute}
         stages, widths = make_stages(layers, channels, dilation, output_stride, **geometry)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         initialise(self)
-        in_channels = widths[3]
+        head_input = widths[3]
         if head_channels is None:
             head_channels = widths[3] // max(len(bins), 1), widths[3] // 4, widths[2] // 4
         level_channels, main_channels, aux_channels = head_channels
         if use_ppm:
             self.ppm = PyramidPooling(widths[3], level_channels if dim_reduction else None, bins, pool, align_corners)
-            in_channels = self.ppm.out_channels
-        self.cls = Head(in_channels, main_channels, classes, dropout)
+            head_input = self.ppm.out_channels
+        self.cls = Head(head_input, main_channels, classes, dropout)
         if aux:
             self.aux = Head(widths[2], aux_channels, classes, dropout)
         # The last child: tools that run children one after another stop before it.
@@ -133,10 +145,11 @@ class PSPNet(nn.Module):
             "head_channels": tuple(head_channels),
             "aux": aux,
             "align_corners": align_corners,
+            "in_channels": in_channels,
         }
         if pretrained:
             path = Path(f"initmodel/resnet{layers}_v2.pth") if pretrained is True else Path(pretrained)
-            load_checkpoint(self, path, backbone_only=True)
+            load_pretrained(self, path)
 
     @classmethod
     def from_checkpoint(cls, path: Paths, **overrides: Any) -> PSPNet:
@@ -147,7 +160,9 @@ class PSPNet(nn.Module):
         Args:
             path: a file, or mit-semseg's encoder and decoder, a pair of them; see `load_checkpoint`.
             overrides: arguments of the constructor to use in place of those, such as align_corners=True for
-                mmsegmentation's networks for 769 x 769 pixels, bins that are not 1, 2, 3, 6, or aux=False.
+                mmsegmentation's networks for 769 x 769 pixels, or bins that are not 1, 2, 3, 6. Other classes make new
+                classifiers, another in_channels adapts the first convolution, and aux leaves the auxiliary head out or
+                makes a new one. What is new, and what contradicts the file, is logged.
 
         Raises:
             CheckpointError: the file is unreadable, holds no whole PSPNet, or one that this class cannot be.
@@ -280,8 +295,3 @@ def _labels(y: Tensor, shape: tuple[int, int, int], images: Sequence[int]) -> Te
     if tuple(labels.shape) != shape:
         raise ValueError(f"PSPNet: labels must have shape {shape} for images {tuple(images)}, got {tuple(y.shape)}")
     return labels if labels.dtype == torch.uint8 else labels.long()
-
-
-def _one_of(name: str, value: object, allowed: tuple) -> None:
-    if value not in allowed:
-        raise ValueError(f"PSPNet: {name} must be one of {', '.join(map(str, allowed))}, got {value!r}")

@@ -137,12 +137,12 @@ STEMS = {"deep": (64, 64, 128), "v1c": (32, 32, 64), "torchvision": (64,)}
 """Channels of the stems' convolutions: three of 3x3, or one of 7x7."""
 
 
-def make_stem(stem: str) -> tuple[Stem, int]:
-    """The stem of a name in `STEMS`, and its output channels."""
+def make_stem(stem: str, images: int = 3) -> tuple[Stem, int]:
+    """The stem of a name in `STEMS` for images of so many channels, and its output channels."""
     widths = STEMS[stem]
     kernel = 3 if len(widths) == 3 else 7
     layers: list[nn.Module] = []
-    for i, (in_channels, channels) in enumerate(zip((3, *widths), widths, strict=False)):
+    for i, (in_channels, channels) in enumerate(zip((images, *widths), widths, strict=False)):
         conv = nn.Conv2d(in_channels, channels, kernel, 2 if i == 0 else 1, padding=kernel // 2, bias=False)
         layers += [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
     return Stem(*layers, nn.MaxPool2d(3, 2, padding=1)), widths[-1]

@@ -178,7 +178,6 @@ def test_another_dilation_is_explained_and_can_be_chosen(tmp_path):
         load_checkpoint(empty(stem="v1c"), tmp_path / "a.pth")
     chosen = PSPNet.from_checkpoint(tmp_path / "a.pth", dilation="semseg", align_corners=True)
     assert chosen.options["dilation"] == "semseg" and chosen.cls.align_corners is True
-    make(2, stem="v1c", pretrained=tmp_path / "a.pth")  # a backbone's weights serve any dilation
 
 
 def test_mmsegmentations_7x7_stem(tmp_path):
@@ -261,7 +260,8 @@ def test_the_auxiliary_head_may_be_left_out(tmp_path):
 
 
 def test_another_depth_is_a_table_and_its_keys(tmp_path):
-    torch.save(empty(layers=34, classes=7).state_dict(), tmp_path / "a.pth")
+    state = empty(layers=34, classes=7).state_dict()
+    torch.save({key: torch.zeros_like(value) for key, value in state.items()}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(empty(), tmp_path / "a.pth")
     lines = str(caught.value).splitlines()

@@ -200,10 +200,10 @@ def test_other_floating_point_types_are_converted(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.to(torch.int32), r"of another kind of number:\n +cls\.0\.weight: file torch\.int32"),
-        (lambda w: w.to(torch.complex64), r"of another kind of number:\n +cls\.0\.weight: file torch\.complex64"),
-        (lambda w: w.to_sparse(), r"not a plain array:\n +cls\.0\.weight: torch\.sparse_coo on cpu"),
-        (lambda w: w.to("meta"), r"not a plain array:\n +cls\.0\.weight: torch\.strided on meta"),
+        (lambda w: w.to(torch.int32), r"cls\.0\.weight holds torch\.int32, not floating-point numbers"),
+        (lambda w: w.to(torch.complex64), r"cls\.0\.weight holds torch\.complex64, not floating-point numbers"),
+        (lambda w: w.to_sparse(), r"cls\.0\.weight is not a plain array: torch\.float32, torch\.sparse_coo, cpu"),
+        (lambda w: w.to("meta"), r"cls\.0\.weight is not a plain array: torch\.float32, torch\.strided, meta"),
         (lambda w: w[0, 0, 0, 0], r"of another shape:\n +cls\.0\.weight: file \(\)"),
     ],
 )
@@ -222,8 +222,8 @@ def test_odd_tensors(tmp_path, change, message):
         ({"config": {"model": {"wings": 2}}}, "unexpected keyword argument 'wings'"),
         ({"config": {"model": {"bins": "abc"}}}, r"a\.pth"),
         ({"config": {"model": {"dilation": 3}}}, "dilation must be one of"),
-        ({"config": {"model": {}, "augment": {"mean": 1, "std": 2}}}, "what it says of its network is damaged"),
-        ({"config": {"model": {}}, "palette": [[1, "b", 3]]}, "what it says of its network is damaged"),
+        ({"config": {"model": {}, "augment": {"mean": 1, "std": 2}}}, "its field 'mean of images' must be a list of 3"),
+        ({"config": {"model": {"layers": 18}}, "palette": [[1, "b", 3]]}, "its field 'palette' must be RGB colours"),
     ],
 )
 def test_damaged_descriptions(tmp_path, described, message):
