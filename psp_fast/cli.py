@@ -106,7 +106,7 @@ def _train(arguments: list[str]) -> int:
     )
     resumed = _resumed(arguments, usage)
     positional, options = ([], []) if resumed else _separated(arguments)
-    recipe = _at_most_one(positional, "RECIPE") or "scenes"
+    recipe = _at_most_one(positional, "RECIPE", "scenes")
     base = _saved_config(resumed) if resumed else recipe_file(recipe)
     parser = config_parser(
         "psp-fast train",
@@ -301,7 +301,7 @@ def _check_data(arguments: list[str]) -> int:
         "Read every image and label of a recipe's data set and report what is wrong; the exit code is 1 if "
         "anything is.",
     )
-    recipe = _at_most_one(positional, "RECIPE") or "scenes"
+    recipe = _at_most_one(positional, "RECIPE", "scenes")
     config = parse_config(parser, ["--config", str(recipe_file(recipe)), *options])
 
     from psp_fast.data import check_dataset
@@ -349,10 +349,10 @@ def _separated(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return positional, options
 
 
-def _at_most_one(positional: Sequence[str], name: str) -> str:
+def _at_most_one(positional: Sequence[str], name: str, default: str = "") -> str:
     if len(positional) > 1:
         raise ConfigError(f"expected one {name}, got {' '.join(positional)}")
-    return positional[0] if positional else ""
+    return positional[0] if positional else default
 
 
 def _saved_config(folder: Path) -> Path:

@@ -2,10 +2,14 @@
 
 import dataclasses
 import os
+from itertools import pairwise
 
 import pytest
+import yaml
 
+from psp_fast.cli import main
 from psp_fast.configs import Config, config_from_dict, config_parser, config_to_yaml, parse_config, recipe_file
+from psp_fast.configs.checks import check
 from psp_fast.configs.loading import RECIPES
 from psp_fast.errors import ConfigError
 
@@ -137,3 +141,71 @@ def test_channels_have_to_fit(arguments, message):
     with pytest.raises(ConfigError, match=message):
         parse(*arguments)
     assert parse("--model.in_channels=1", *GREY).augment.mean == (127.0,)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("augment.degrees", ["-1", "181", ".nan", ".inf"]),
+        ("augment.scale", ["[0, 1]", "[-1, 1]", "[2, 1]", "[.nan, 1]", "[1, .inf]", "[1, 1e9]"]),
+        ("augment.crop", ["[0, 97]", "[97, -1]", "[97, 1000000]"]),
+        ("augment.base_scale", ["[0, 97]", "[97, 1000000]"]),
+        ("augment.mean", ["[.nan, 1, 1]", "[1, .inf, 1]"]),
+        ("augment.std", ["[0, 1, 1]", "[1, -1, 1]", "[1, 1, .nan]", "[.inf, 1, 1]"]),
+        ("eval.scales", ["[]", "[0]", "[1, -1]", "[.nan]", "[.inf]", "[1e9]"]),
+        ("eval.crop", ["[0, 97]", "[97, 1000000]"]),
+        ("eval.base_size", ["0", "-3", "[97, 0]", "1000000"]),
+        ("eval.stride", ["0", ".nan", "1.5"]),
+        ("model.dropout", ["-0.1", "1", ".nan", ".inf"]),
+        ("model.bins", ["[]", "[0]", "[1, -2]"]),
+        ("model.in_channels", ["0", "-1"]),
+        ("train.seed", ["-1", str(2**64)]),
+        ("train.aux_weight", ["-1", ".nan", ".inf"]),
+        ("optim.lr", ["0", "-1", ".nan", ".inf"]),
+        ("optim.head_lr_factor", ["-1", ".nan", ".inf"]),
+        ("optim.momentum", ["-0.1", "1", ".nan", ".inf"]),
+        ("optim.weight_decay", ["-1", ".nan", ".inf"]),
+        ("optim.power", ["-1", ".nan", ".inf"]),
+        ("optim.clip_grad_norm", ["0", "-1", ".nan", ".inf"]),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(name, values):
+    section, field = name.split(".")
+    for value in values:
+        given = yaml.safe_load(value.replace("1e9", "1.0e+9"))
+        config = Config()
+        setattr(getattr(config, section), field, tuple(given) if isinstance(given, list) else given)
+        with pytest.raises(ConfigError, match=rf"^{name} must be "):
+            check(config)
+    with pytest.raises(ConfigError, match=rf"^{name} must be "):
+        parse(f"--{name}={values[0]}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"), [(["--model.bins=[1.5]"], "model.bins"), (["--model.in_channels=2.5"], "model.in_channels")]
+)
+def test_fractions_are_no_integers(arguments, field):
+    with pytest.raises(ConfigError, match=field):
+        parse(*arguments)
+
+
+def test_aliases_in_a_recipe(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("augment: {crop: &side [97, 81]}\neval: {crop: *side}\n")
+    assert parse("--config", str(path)).eval.crop == (97, 81)
+    lines = [f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in pairwise("abcdefghi")]
+    bombs = ["\n".join(["a: &a [x, x]", *lines]), "data: &a {classes: *a}", f"a: &a {'x' * 9000}\nb: [{'*a, ' * 900}]"]
+    for text in bombs:
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"aliases .* multiply to more than a million characters"):
+            parse("--config", str(path))
+
+
+def test_a_recipe_without_end(tmp_path):
+    (tmp_path / "a.yaml").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="nesting depth"):
+        parse("--config", str(tmp_path / "a.yaml"))
+
+
+def test_no_name_is_no_recipe(capsys):
+    for command in ("train", "check-data"):
+        assert main([command, ""]) == 2
+        assert "there is no recipe ''" in capsys.readouterr().err
