@@ -199,6 +199,32 @@ def test_aliases_in_a_recipe(tmp_path):
             parse("--config", str(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("model: null", "model"),
+        ("data: {scenes: null}", r"data\.scenes"),
+        ("train: {steps: null}", r"train\.steps"),
+        ("optim: {power: null}", r"optim\.power"),
+    ],
+)
+def test_a_null_is_refused_by_name(tmp_path, text, name):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"^{name} must not be null"):
+        parse("--config", str(tmp_path / "a.yaml"))
+    saved = dataclasses.asdict(Config())
+    saved["optim"]["power"] = None
+    with pytest.raises(ConfigError, match=r"optim\.power must not be null"):
+        config_from_dict(saved)
+
+
+def test_a_long_value_is_not_repeated_in_full(tmp_path):
+    (tmp_path / "a.yaml").write_text(f"train: {{steps: {'x' * 100_000}}}")
+    with pytest.raises(ConfigError, match=r"train\.steps") as caught:
+        parse("--config", str(tmp_path / "a.yaml"))
+    assert len(str(caught.value)) < 2000
+
+
 def test_a_recipe_without_end(tmp_path):
     (tmp_path / "a.yaml").write_text("[" * 100_000)
     with pytest.raises(ConfigError, match="nesting depth"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from psp_fast.configs.schema import Config, DataConfig
 from psp_fast.errors import ConfigError
@@ -14,12 +16,23 @@ _MOST_SCALE = 100
 
 def check(config: Config) -> None:
     """Raise ConfigError for the first field whose value cannot work."""
+    _check_nulls(config, "")
     for rules in (_model(config), _augment(config), _optim(config), _train(config), _eval(config)):
         for name, (value, fits, wanted) in rules.items():
             if not fits:
                 raise ConfigError(f"{name} must be {wanted}, got {value}")
     _check_channels(config)
     _check_data(config.data)
+
+
+def _check_nulls(section: Any, prefix: str) -> None:
+    """Raise ConfigError for a null where the type has none: jsonargparse takes it for "not given"."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_nulls(value, f"{prefix}{field.name}.")
+        elif value is None and "None" not in str(field.type):
+            raise ConfigError(f"{prefix}{field.name} must not be null")
 
 
 Rules = dict[str, tuple[object, bool, str]]

@@ -14,6 +14,7 @@ from psp_fast.configs.schema import Config
 from psp_fast.errors import ConfigError
 
 RECIPES = Path(__file__).parent
+_LONGEST_REASON = 1000
 
 
 def recipe_file(name: str) -> Path:
@@ -53,7 +54,7 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
     try:
         return parser.parse_args(list(arguments))
     except (ArgumentError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{getattr(error, 'message', error)}; see {parser.prog} --help") from error
+        raise ConfigError(f"{_reason(error)}; see {parser.prog} --help") from error
 
 
 def config_parser(prog: str, usage: str, description: str) -> ArgumentParser:
@@ -74,7 +75,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
     try:
         return _to_config(parser, values)
     except ArgumentError as error:
-        raise ConfigError(f"{getattr(error, 'message', error)}; see {parser.prog} --help") from error
+        raise ConfigError(f"{_reason(error)}; see {parser.prog} --help") from error
 
 
 def config_from_dict(values: Any, source: str = "saved configuration") -> Config:
@@ -93,7 +94,7 @@ def config_from_dict(values: Any, source: str = "saved configuration") -> Config
     try:
         return _to_config(parser, parser.parse_object(values))
     except (ArgumentError, ConfigError) as error:
-        raise ConfigError(f"{source}: {getattr(error, 'message', error)}") from error
+        raise ConfigError(f"{source}: {_reason(error)}") from error
 
 
 def _check_sections(values: Any, section: Any, name: str) -> None:
@@ -114,7 +115,23 @@ def config_to_yaml(config: Config) -> str:
     return parser.dump(parser.parse_object(dataclasses.asdict(config)), skip_unset=False)
 
 
+def _reason(error: Exception) -> str:
+    """What jsonargparse says, which repeats the value, however long."""
+    text = str(getattr(error, "message", error))
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
+
+
+def _check_given(values: Namespace, section: Any, prefix: str) -> None:
+    """Raise ConfigError where a whole section is null, of which jsonargparse cannot make anything."""
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(field.default_factory):
+            if values[field.name] is None:
+                raise ConfigError(f"{prefix}{field.name} must not be null")
+            _check_given(values[field.name], field.default_factory, f"{prefix}{field.name}.")
+
+
 def _to_config(parser: ArgumentParser, values: Namespace) -> Config:
+    _check_given(values, Config, "")
     tree = parser.instantiate(values)
     config = Config(**{field.name: getattr(tree, field.name) for field in dataclasses.fields(Config)})
     config = _with_expanded_paths(config)

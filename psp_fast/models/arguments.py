@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -27,10 +28,12 @@ def check_arguments(**arguments: Any) -> None:
     given = dict(arguments)
     for name, allowed in _ALLOWED.items():
         if not _is_one_of(given[name], allowed):
-            raise ValueError(f"PSPNet: {name} must be one of {', '.join(map(str, allowed))}, got {given[name]!r}")
+            raise ValueError(
+                f"PSPNet: {name} must be one of {', '.join(map(str, allowed))}, got {reprlib.repr(given[name])}"
+            )
     for name in _FLAGS:
         if not isinstance(given[name], int) or given[name] not in (False, True):
-            raise ValueError(f"PSPNet: {name} must be True or False, got {given[name]!r}")
+            raise ValueError(f"PSPNet: {name} must be True or False, got {reprlib.repr(given[name])}")
     layers, bins, head_channels, dropout = (given[name] for name in ("layers", "bins", "head_channels", "dropout"))
     rules = (
         ("classes", _is_integer(given["classes"], 2, _MOST_CHANNELS), f"at least 2 and at most {_MOST_CHANNELS}"),
@@ -53,7 +56,7 @@ def check_arguments(**arguments: Any) -> None:
     )
     for name, fits, wanted in rules:
         if not fits:
-            raise ValueError(f"PSPNet: {name} must be {wanted}, got {given[name]!r}")
+            raise ValueError(f"PSPNet: {name} must be {wanted}, got {reprlib.repr(given[name])}")
     if given["recompute"] and layers < 50:
         raise ValueError(f"PSPNet: recompute needs 50 layers or more, not {layers}: smaller ones have no bottlenecks")
 
