@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +82,6 @@ def test_train_resume_evaluate_predict_on_a_users_own_images(tree, capsys):
     ]
 
 
-@pytest.mark.skipif("in_channels" not in signature(PSPNet).parameters, reason="PSPNet takes RGB alone")
 @pytest.mark.parametrize("channels", [1, 4])
 def test_training_on_grey_and_four_band_images(tree, channels):
     rng = np.random.default_rng(0)

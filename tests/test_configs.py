@@ -141,6 +141,8 @@ def test_channels_have_to_fit(arguments, message):
     with pytest.raises(ConfigError, match=message):
         parse(*arguments)
     assert parse("--model.in_channels=1", *GREY).augment.mean == (127.0,)
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

@@ -87,7 +87,7 @@ def _described(model: PSPNet, weights: Weights, config: Config | None) -> dict[s
     palette = named.palette.tolist() if named else data.palette or weights.palette or default_palette(len(classes))
     if data.dataset in ("list", "folder"):
         data = dataclasses.replace(data, classes=classes)
-    augment = dataclasses.replace(base.augment, mean=weights.mean, std=weights.std)  # type: ignore[arg-type]
+    augment = dataclasses.replace(base.augment, mean=weights.mean, std=weights.std)
     config = dataclasses.replace(base, model=network, data=data, augment=augment)
     return {
         "config": dataclasses.asdict(config),

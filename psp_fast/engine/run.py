@@ -152,11 +152,8 @@ def build_model(config: ModelConfig, classes: int) -> PSPNet:
     Raises:
         ConfigError: a value that PSPNet refuses.
     """
-    options = dataclasses.asdict(config)
-    if options["in_channels"] == 3:
-        del options["in_channels"]
     try:
-        return PSPNet(classes=classes, **options)
+        return PSPNet(classes=classes, **dataclasses.asdict(config))
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
