@@ -15,14 +15,16 @@ void backward_weight(const Conv3x3Args& args){PSP_FAST_CALL_CPU_KERNEL(conv3x3_b
 
 // Every pixel of n images is in one tile; a dilated convolution works on dilation^2 interleaved images. The kernels
 // read a few tiles past the end.
-std::vector<Conv3x3Tile> tiles_of(int32_t n, int32_t height, int32_t width, int32_t dilation) {
-  constexpr int32_t kOut = 4;
+std::vector<Conv3x3Tile> tiles_of(int32_t n, int32_t height, int32_t width, int64_t dilation) {
+  constexpr int64_t kOut = 4;
   std::vector<Conv3x3Tile> tiles;
   for (int32_t image = 0; image < n; ++image) {
-    for (int32_t y = 0; y < dilation && y < height; ++y) {
-      for (int32_t x = 0; x < dilation && x < width; ++x) {
-        for (int32_t h = y; h < height; h += kOut * dilation) {
-          for (int32_t w = x; w < width; w += kOut * dilation) tiles.push_back({image, h, w});
+    for (int64_t y = 0; y < dilation && y < height; ++y) {
+      for (int64_t x = 0; x < dilation && x < width; ++x) {
+        for (int64_t h = y; h < height; h += kOut * dilation) {
+          for (int64_t w = x; w < width; w += kOut * dilation) {
+            tiles.push_back({image, static_cast<int32_t>(h), static_cast<int32_t>(w)});
+          }
         }
       }
     }
@@ -36,7 +38,7 @@ Conv3x3Map map_of(uintptr_t data, int64_t channels, const Sizes& strides) {
 }
 
 template <Kernel kernel>
-void run(int32_t dilation, const Sizes& sizes, uintptr_t x, const Sizes& x_strides, int64_t outputs, uintptr_t y,
+void run(int64_t dilation, const Sizes& sizes, uintptr_t x, const Sizes& x_strides, int64_t outputs, uintptr_t y,
          const Sizes& y_strides, uintptr_t weight, const Sizes& weight_strides, uintptr_t scale, uintptr_t shift,
          bool relu, int threads) {
   const auto height = static_cast<int32_t>(sizes[2]), width = static_cast<int32_t>(sizes[3]);

@@ -1,8 +1,8 @@
 // Compiled and linked as pyramid_pool.cpp is.
 #include "cpu/conv3x3.h"
 
-#include "cpu/parallel.h"
 #include "cpu/winograd.h"
+#include "scratch.h"
 
 namespace psp_fast {
 namespace {
@@ -77,9 +77,13 @@ void convolve(const Conv3x3Args& args) {
   const int64_t output_panel = shape.tiles * kPanel;                // of one panel of a matrix of products
   const int64_t weight_product = apart(shape.panels * weight_panel),
                 output_product = apart(shape.panels * output_panel);
-  const Scratch<float> inputs(1, kProducts * input_product), weights(1, kProducts * weight_product);
-  const Scratch<float> outputs(1, kProducts * output_product);
-  float *v = inputs.of(0), *u = weights.of(0), *m = outputs.of(0);
+  const int64_t inputs = kProducts * input_product, weights = kProducts * weight_product;
+  const int64_t outputs = kProducts * output_product;
+  KeptScratch scratch(KeptScratch::size_of<float>(inputs) + KeptScratch::size_of<float>(weights) +
+                      KeptScratch::size_of<float>(outputs));
+  float* const v = scratch.take<float>(inputs);
+  float* const u = scratch.take<float>(weights);
+  float* const m = scratch.take<float>(outputs);
 #pragma omp parallel num_threads(args.threads)
   for (int64_t t = 0; t < args.tile_count; t += shape.tiles) {
     for (int64_t c = 0; c < args.x.channels; c += shape.channels) {

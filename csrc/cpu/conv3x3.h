@@ -27,7 +27,8 @@ struct Conv3x3Weight {
 struct Conv3x3Args {
   const Conv3x3Tile* tiles;
   int64_t tile_count;
-  int32_t height, width, dilation;
+  int32_t height, width;
+  int64_t dilation;
   Conv3x3Map x;  // the input, C channels
   Conv3x3Map y;  // the output, K channels; for the weight's gradient the output's gradient
   Conv3x3Weight weight;

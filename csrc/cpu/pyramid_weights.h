@@ -17,9 +17,10 @@ struct Blend {
   A weight[2];
 };
 
-// PyTorch's coordinates, always in double.
+// PyTorch's coordinates, always in double; as there, a level of the map's own size is not interpolated.
 template <class A>
 Blend<A> blend(int64_t position, int64_t length, int64_t cells, bool align_corners) {
+  if (cells == length) return {{static_cast<int32_t>(position), static_cast<int32_t>(position)}, {1, 0}};
   double source = 0;
   if (align_corners) {
     if (length > 1) source = static_cast<double>(cells - 1) / static_cast<double>(length - 1) * position;

@@ -64,9 +64,14 @@ def make_axis(length: int, cells: tuple[int, ...], taps: int, align_corners: boo
 
 
 def _terms(position: int, length: int, cells: int, first: int, align_corners: bool) -> list[tuple[int, float]]:
-    """The two cells, counted from `first`, that a position of the map lies between, with PyTorch's coordinates."""
+    """The two cells, counted from `first`, that a position of the map lies between, with PyTorch's coordinates.
+
+    As there, a level of the map's own size is not interpolated: no cell has to do with the next one's NaN.
+    """
     if not 0 <= position < length:
         return []
+    if cells == length:
+        return [(first + position, 1.0), (first + position, 0.0)]
     if align_corners:
         source = (cells - 1) / (length - 1) * position if length > 1 else 0.0
     else:

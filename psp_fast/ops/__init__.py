@@ -1,6 +1,6 @@
 """The ops under every hot path of PSPNet. `reference.<name>` is the same function in plain PyTorch."""
 
-from psp_fast.ops import reference
+from psp_fast.ops import flops, reference
 from psp_fast.ops.backend import explain, prefers_channels_last, use
 from psp_fast.ops.conv1x1_bn_relu import conv1x1_bn_relu
 from psp_fast.ops.conv3x3 import conv3x3
@@ -10,6 +10,8 @@ from psp_fast.ops.sync_batch_norm_relu import sync_batch_norm_relu
 from psp_fast.ops.upsample_argmax import upsample_argmax
 from psp_fast.ops.upsample_concat import upsample_concat
 from psp_fast.ops.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_argmax
+
+flops.register()
 
 __all__ = [
     "conv1x1_bn_relu",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -75,7 +76,17 @@ _native, _native_error = _load()
 _cpu_error = _wrong_cpu(_native)
 _kernels: dict[tuple[str, str], list[Kernel]] = {}
 _HALF_IN_ONEDNN = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-_setting = os.environ.get("PSP_FAST_OPS") or "auto"
+_DEFAULT = os.environ.get("PSP_FAST_OPS") or "auto"
+
+
+class _Thread(threading.local):
+    """What `use` has set in this thread. Not a context variable, because torch.compile cannot read one."""
+
+    def __init__(self) -> None:
+        self.setting = _DEFAULT
+
+
+_thread = _Thread()
 
 
 def native() -> ModuleType:
@@ -102,18 +113,27 @@ def register(op: str, device: str, kernel: Kernel) -> None:
 
 @contextmanager
 def use(setting: str) -> Iterator[None]:
-    """Within the context every op of the process runs its reference, or its best kernel ("auto", the default).
+    """Within the context every op of this thread runs its reference, or its best kernel ("auto", the default).
 
     "triton" runs Triton kernels only, also where a C++ one is better; CPU tensors then need Triton's interpreter
     (TRITON_INTERPRET=1 before psp_fast is imported), which is for testing. The environment variable PSP_FAST_OPS sets
-    the same for a whole process.
+    the default of a whole process.
+
+    Contexts may be nested. Other threads keep their own setting, and a new thread starts with the default, also one
+    that is started within the context. The backward of an op uses the setting of its forward, in whatever thread it
+    runs. Forward passes that torch.utils.checkpoint repeats use the setting of the thread that repeats them: on CUDA
+    a thread of autograd, which has the default.
     """
-    global _setting
-    before, _setting = _setting, _checked(setting)
+    before, _thread.setting = _thread.setting, _checked(setting)
     try:
         yield
     finally:
-        _setting = before
+        _thread.setting = before
+
+
+def current_setting() -> str:
+    """What `use` has set in this thread, or the process's default."""
+    return _checked(_thread.setting)
 
 
 def _checked(setting: str) -> str:
@@ -127,7 +147,7 @@ def choose(op: str, x: Tensor, dtype: torch.dtype | None = None) -> str:
 
     dtype stands for x's type where x will be converted first.
     """
-    setting = _checked(_setting)
+    setting = current_setting()
     if setting == "reference" or needs_plain_ops(x):
         return "reference"
     device = "cuda" if setting == "triton" else x.device.type
@@ -212,11 +232,12 @@ def explain() -> list[Row]:
 
 
 def _choice(op: str, device: str) -> tuple[str, str]:
-    if _setting == "reference":
+    setting = current_setting()
+    if setting == "reference":
         return "reference", "set by PSP_FAST_OPS or ops.use"
     reasons: list[str] = []
     for kernel in _kernels.get((op, device), ()):
-        if _setting == "triton" and kernel.name != "triton":
+        if setting == "triton" and kernel.name != "triton":
             continue
         try:
             missing = kernel.missing()

@@ -32,7 +32,7 @@ from psp_fast.ops.block import (
     tensors_of,
     update_all,
 )
-from psp_fast.ops.derivatives import first_order
+from psp_fast.ops.derivatives import as_forward, first_order
 
 _OP = "bottleneck"
 
@@ -86,6 +86,7 @@ def _check(x: Tensor, weights: Sequence[Tensor], norms: Sequence[BatchNorm], str
 class _Bottleneck(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, count: int, *rest: Any) -> tuple[Tensor, ...]:
+        ctx.setting = backend.current_setting()
         weights, tensors = rest[:count], rest[count : (1 + TENSORS) * count]
         eps, groups, stride, dilation, recompute = rest[(1 + TENSORS) * count :]
         layers = Layers(tensors, eps, groups)
@@ -107,6 +108,7 @@ class _Bottleneck(torch.autograd.Function):
 
     @staticmethod
     @first_order(_OP)
+    @as_forward
     def backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(dy.device.type, enabled=False):
             return _gradients(ctx, dy)

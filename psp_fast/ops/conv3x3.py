@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from psp_fast.ops import backend, reference
-from psp_fast.ops.derivatives import first_order
+from psp_fast.ops.arguments import check_given, whole_number
+from psp_fast.ops.derivatives import as_forward, first_order
 
 _OP = "conv3x3"
 backend.register(_OP, "cpu", backend.Kernel("csrc/cpu", (torch.float32,), backend.missing_native))
@@ -36,6 +37,8 @@ def conv3x3(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     Raises:
         TypeError, ValueError: an argument is not as above.
     """
+    step = whole_number(dilation)
+    dilation = dilation if step is None else step
     _check(x, weight, dilation)
     if not uses_winograd(x, weight, dilation):
         return reference.conv3x3(x, weight, dilation)
@@ -101,39 +104,39 @@ def _check(x: Tensor, weight: Tensor, dilation: int, *vectors: Tensor | None) ->
         )
     if weight.device != x.device:
         raise ValueError(f"{_OP}: weight must be on x's device, {x.device}, not on {weight.device}")
-    if dilation < 1:
-        raise ValueError(f"{_OP}: dilation must be at least 1, not {dilation}")
+    if not isinstance(dilation, int) or isinstance(dilation, bool) or dilation < 1:
+        raise ValueError(f"{_OP}: dilation must be a whole number of at least 1, not {dilation!r}")
+    if len(vectors) == 2 and (vectors[0] is None) != (vectors[1] is None):
+        raise ValueError(f"{_OP}: give both scale and shift, or neither")
     for name, vector in zip(("scale", "shift"), vectors, strict=False):
-        if vector is not None and vector.shape != weight.shape[:1]:
+        if vector is None:
+            continue
+        if vector.shape != weight.shape[:1]:
             raise ValueError(
                 f"{_OP}: {name} must have one value for each of {weight.shape[0]} outputs, not {tuple(vector.shape)}"
             )
+        check_given(_OP, name, vector, x, weight.shape[:1])
 
 
-def _check_native(x: Tensor, weight: Tensor, dilation: int, *vectors: Tensor | None) -> None:
-    """As `_check`, and what only the kernels need; they read past the end of anything else."""
-    _check(x, weight, dilation, *vectors)
+def _check_native(x: Tensor, weight: Tensor) -> None:
+    """What only the kernels need, besides `_check`."""
     if x.dtype != torch.float32 or weight.dtype != torch.float32:
         raise TypeError(f"{_OP}: the CPU kernels take float32, not x of {x.dtype} with weight of {weight.dtype}")
-
-
-def _gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """dy, checked to be a gradient of the result."""
-    size = (x.shape[0], weight.shape[0], *x.shape[2:])
-    if dy.shape != size or dy.dtype != x.dtype:
-        raise ValueError(f"{_OP}: dy must be {size} of {x.dtype}, not {tuple(dy.shape)} of {dy.dtype}")
-    return dy
+    if x.shape[1] == 0:
+        raise ValueError(f"{_OP}: the CPU kernels need at least one channel, not x of shape {tuple(x.shape)}")
 
 
 class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+        ctx.setting = backend.current_setting()
         ctx.save_for_backward(x, weight)
         ctx.dilation = dilation
         return torch.ops.psp_fast.conv3x3(x, weight, dilation, None, None, False)
 
     @staticmethod
     @first_order("conv3x3")
+    @as_forward
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         mask = ctx.needs_input_grad[:2]
@@ -153,24 +156,32 @@ torch.library.define(
 def _forward(
     x: Tensor, weight: Tensor, dilation: int, scale: Tensor | None, shift: Tensor | None, relu: bool
 ) -> Tensor:
-    _check_native(x, weight, dilation, scale, shift)
+    _check(x, weight, dilation, scale, shift)
+    _check_native(x, weight)
     size = (x.shape[0], weight.shape[0], *x.shape[2:])
     y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    if y.numel() == 0:
+        return y.contiguous(memory_format=_output_format(x, weight))
     scale, shift = (None if vector is None else vector.float().contiguous() for vector in (scale, shift))
     _run("forward", dilation, _channels_last(x), y, weight.data_ptr(), weight.stride(), scale, shift, relu)
     return y.contiguous(memory_format=_output_format(x, weight))
 
 
 @torch.library.register_fake("psp_fast::conv3x3")
-def _empty_output(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+def _empty_output(
+    x: Tensor, weight: Tensor, dilation: int, scale: Tensor | None, shift: Tensor | None, relu: bool
+) -> Tensor:
+    _check(x, weight, dilation, scale, shift)
     size = (x.shape[0], weight.shape[0], *x.shape[2:])
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_output_format(x, weight))
 
 
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, dilation: int, mask: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    _check_native(x, weight, dilation)
     dx, dweight = _empty_gradients(dy, x, weight, dilation, mask)
-    dy = _channels_last(_gradient(dy, x, weight))
+    _check_native(x, weight)
+    if dy.numel() == 0:
+        return dx.zero_(), dweight.zero_()
+    dy = _channels_last(dy)
     if mask[0]:
         # The gradient of x is the convolution of dy with the weight turned by 180 degrees, its channels swapped.
         out, into, down, right = weight.stride()
@@ -192,6 +203,10 @@ def backward_weight(dy: Tensor, x: Tensor, dilation: int, dweight: Tensor) -> No
 def _empty_gradients(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int, mask: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
+    _check(x, weight, dilation)
+    check_given(_OP, "dy", dy, x, (x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype)
+    if len(mask) != 2:
+        raise ValueError(f"{_OP}: mask must have two values, for x and weight, not {len(mask)}")
     return (
         torch.empty_like(x, memory_format=_format(x)) if mask[0] else x.new_empty(0),
         torch.empty_like(weight) if mask[1] else weight.new_empty(0),
@@ -211,7 +226,7 @@ def _run(
 ) -> None:
     """Run a kernel on channels_last maps x (N, C, H, W) and y (N, O, H, W) and the weight at address `weight`."""
     getattr(backend.native(), f"conv3x3_{kernel}_cpu")(
-        dilation,
+        min(dilation, max(x.shape[2:])),  # at a larger one every tap but the middle is outside as well
         tuple(x.shape),
         x.data_ptr(),
         x.stride(),

@@ -1,4 +1,4 @@
-"""Backward passes that have no derivative themselves say so."""
+"""What the backward of every op needs: it refuses second derivatives, and runs the kernels that its forward ran."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from psp_fast.ops import backend
 
 Gradients = tuple[Any, ...]
 Backward = Callable[..., Gradients]
@@ -39,6 +41,22 @@ def first_order(op: str) -> Callable[[Backward], Backward]:
         return checked
 
     return decorate
+
+
+def as_forward(backward: Backward) -> Backward:
+    """Decorate the backward of an autograd.Function: `ops.use` has in it what forward kept as `ctx.setting`.
+
+    Autograd runs backward in threads of its own on CUDA, or after the caller has left `ops.use`.
+    """
+
+    @functools.wraps(backward)
+    def set_as_forward(ctx: Any, *grads: Tensor) -> Gradients:
+        if torch.compiler.is_compiling():  # compiled graphs may not change a setting; all kernels give the same values
+            return backward(ctx, *grads)
+        with backend.use(ctx.setting):
+            return backward(ctx, *grads)
+
+    return set_as_forward
 
 
 class _Refusal(torch.autograd.Function):

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psp_fast.ops.derivatives import first_order
+from psp_fast.ops import backend
+from psp_fast.ops.arguments import check_given
+from psp_fast.ops.derivatives import as_forward, first_order
 
+_OP = "conv1x1_bn_relu"
 _DEVICES = ("cpu", "cuda")  # CPU tensors run in Triton's interpreter
 
 
@@ -32,6 +35,7 @@ def convolve_with_statistics(xs: Sequence[Tensor], weights: Sequence[Tensor]) ->
 class _Convolutions(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, count: int, *operands: Tensor) -> tuple[Tensor, ...]:
+        ctx.setting = backend.current_setting()
         ctx.save_for_backward(*operands)
         ctx.count = count
         zs, stats = torch.ops.psp_fast.pointwise_statistics(operands[:count], operands[count:])
@@ -39,7 +43,8 @@ class _Convolutions(torch.autograd.Function):
         return *zs, *stats
 
     @staticmethod
-    @first_order("conv1x1_bn_relu")
+    @first_order(_OP)
+    @as_forward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         xs, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         need_x, need_weight = ctx.needs_input_grad[1 : ctx.count + 1], ctx.needs_input_grad[ctx.count + 1 :]
@@ -70,9 +75,51 @@ torch.library.define(
 )
 
 
+def _check_map(name: str, x: Tensor) -> None:
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(f"{_OP}: {name} must be float (N, C, H, W), not {x.dtype} {tuple(x.shape)}")
+
+
+def _check_factors(x: Tensor, **factors: Tensor | None) -> None:
+    """Raise where what normalises x (N, C, H, W) has not a value for each channel."""
+    if len({factor is None for factor in factors.values()}) > 1:
+        raise ValueError(f"{_OP}: give all of {', '.join(factors)}, or none")
+    for name, factor in factors.items():
+        if factor is not None:
+            check_given(_OP, name, factor, x, x.shape[1:2])
+
+
+def _check_statistics(
+    xs: Sequence[Tensor], weights: Sequence[Tensor], scale: Tensor | None, shift: Tensor | None
+) -> None:
+    if not xs or len(xs) != len(weights):
+        raise ValueError(f"{_OP}: xs and weights must be as many, at least one, not {len(xs)} and {len(weights)}")
+    _check_map("xs[0]", xs[0])
+    (n, channels), outputs = xs[0].shape[:2], weights[0].shape[0] if weights[0].dim() > 0 else 0
+    for i, (x, weight) in enumerate(zip(xs, weights, strict=True)):
+        _check_map(f"xs[{i}]", x)
+        check_given(_OP, f"xs[{i}]", x, xs[0], (n, channels, *x.shape[2:]), xs[0].dtype)
+        check_given(_OP, f"weights[{i}]", weight, xs[0], (outputs, channels), xs[0].dtype)
+        _check_factors(x, scale=scale, shift=shift)
+
+
+def _check_input_gradient(dz: Tensor, weight: Tensor) -> None:
+    _check_map("dz", dz)
+    check_given(_OP, "weight", weight, dz, (dz.shape[1], *weight.shape[1:2]), dz.dtype)
+    if weight.dim() != 2:
+        raise ValueError(f"{_OP}: weight must be (O, C), not {tuple(weight.shape)}")
+
+
+def _check_weight_gradient(dz: Tensor, x: Tensor) -> None:
+    _check_map("x", x)
+    _check_map("dz", dz)
+    check_given(_OP, "dz", dz, x, (x.shape[0], dz.shape[1], *x.shape[2:]), x.dtype)
+
+
 def _statistics(
     xs: Sequence[Tensor], weights: Sequence[Tensor], scale: Tensor | None = None, shift: Tensor | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
+    _check_statistics(xs, weights, scale, shift)
     from psp_fast.kernels import conv1x1_bn_relu as kernels
 
     zs: list[Tensor] = []
@@ -89,12 +136,14 @@ def _statistics(
 def _empty_statistics(
     xs: Sequence[Tensor], weights: Sequence[Tensor], scale: Tensor | None = None, shift: Tensor | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
+    _check_statistics(xs, weights, scale, shift)
     channels_last = any(not x.is_contiguous() and x.stride(1) == 1 and x.shape[1] > 1 for x in xs)
     zs = [_empty_map(x, weight.shape[0], channels_last) for x, weight in zip(xs, weights, strict=True)]
     return zs, [torch.empty((2, weight.shape[0]), dtype=torch.float32, device=weight.device) for weight in weights]
 
 
 def _input_gradient(dz: Tensor, weight: Tensor) -> Tensor:
+    _check_input_gradient(dz, weight)
     from psp_fast.kernels import conv1x1_bn_relu as kernels
 
     return kernels.matmul_input_gradient(dz, weight)[0]
@@ -102,6 +151,7 @@ def _input_gradient(dz: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.register_fake("psp_fast::pointwise_input_gradient")
 def _empty_input_gradient(dz: Tensor, weight: Tensor) -> Tensor:
+    _check_input_gradient(dz, weight)
     channels_last = not dz.is_contiguous() and dz.stride(1) == 1 and dz.shape[1] > 1
     return _empty_map(dz, weight.shape[1], channels_last)
 
@@ -109,6 +159,9 @@ def _empty_input_gradient(dz: Tensor, weight: Tensor) -> Tensor:
 def _normalised_gradient(
     dz: Tensor, weight: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, invstd: Tensor
 ) -> tuple[Tensor, Tensor]:
+    _check_input_gradient(dz, weight)
+    check_given(_OP, "x", x, dz, (dz.shape[0], weight.shape[1], *dz.shape[2:]), dz.dtype)
+    _check_factors(x, scale=scale, shift=shift, mean=mean, invstd=invstd)
     from psp_fast.kernels import conv1x1_bn_relu as kernels
 
     before = kernels.Normalisation(x, scale, shift, mean, invstd, relu=True)
@@ -124,6 +177,8 @@ def _empty_normalised_gradient(dz: Tensor, weight: Tensor, *rest: Tensor) -> tup
 
 
 def _weight_gradient(dz: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    _check_weight_gradient(dz, x)
+    _check_factors(x, scale=scale, shift=shift)
     from psp_fast.kernels import conv1x1_bn_relu as kernels
 
     return kernels.matmul_weight_gradient(dz, x, scale, shift, scale is not None)
@@ -131,6 +186,7 @@ def _weight_gradient(dz: Tensor, x: Tensor, scale: Tensor | None = None, shift: 
 
 @torch.library.register_fake("psp_fast::pointwise_weight_gradient")
 def _empty_weight_gradient(dz: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    _check_weight_gradient(dz, x)
     return x.new_empty((dz.shape[1], x.shape[1]))
 
 

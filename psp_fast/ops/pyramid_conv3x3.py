@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from psp_fast.ops import backend, reference
+from psp_fast.ops.arguments import check_given
 from psp_fast.ops.conv3x3 import backward_weight, convolution, convolution_backward, uses_winograd
-from psp_fast.ops.derivatives import first_order
+from psp_fast.ops.derivatives import as_forward, first_order
 from psp_fast.ops.upsample_concat import checked_pyramid, is_channels_last, memory_format, native_levels
 
 _DEVICES = ("cpu", "cuda")
@@ -72,6 +73,18 @@ def pyramid_conv3x3_statistics(
 
 def _checked(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
     """x in the type of the convolution, the levels, and the weight in that type or fp32, which the kernels take."""
+    levels = _check_shapes(x, pyramid, weight)
+    if backend.autocasts(x) and x.dtype != torch.float64:
+        x = x.to(backend.compute_dtype(x))
+        return x, levels, weight if weight.dtype in (x.dtype, torch.float32) else weight.float()
+    for name, tensor in (("weight", weight), *((f"pyramid[{i}]", level) for i, level in enumerate(levels))):
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"pyramid_conv3x3: {name} must have x's type, {x.dtype}, not {tensor.dtype}: convert it")
+    return x, levels, weight
+
+
+def _check_shapes(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
+    """The levels; raises TypeError or ValueError where x, pyramid and weight do not fit together."""
     levels = checked_pyramid("pyramid_conv3x3", x, pyramid)
     if not isinstance(weight, Tensor):
         raise TypeError(f"pyramid_conv3x3: weight must be a tensor, not {type(weight).__name__}")
@@ -85,13 +98,15 @@ def _checked(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor) -> tuple[Tens
             f"pyramid_conv3x3: weight must be (O, {channels}, 3, 3) for the channels of x and pyramid, "
             f"not {tuple(weight.shape)}"
         )
-    if backend.autocasts(x) and x.dtype != torch.float64:
-        x = x.to(backend.compute_dtype(x))
-        return x, levels, weight if weight.dtype in (x.dtype, torch.float32) else weight.float()
-    for name, tensor in (("weight", weight), *((f"pyramid[{i}]", level) for i, level in enumerate(levels))):
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"pyramid_conv3x3: {name} must have x's type, {x.dtype}, not {tensor.dtype}: convert it")
-    return x, levels, weight
+    return levels
+
+
+def _check_kernels(x: Tensor, pyramid: Sequence[Tensor], weight: Tensor) -> None:
+    """As `_check_shapes`, and what the kernels need of types."""
+    _check_shapes(x, pyramid, weight)
+    kinds = (x.dtype,) if x.dtype == torch.float64 else (x.dtype, torch.float32)
+    if weight.dtype not in kinds:
+        raise TypeError(f"pyramid_conv3x3: weight must have one of {kinds} for x of {x.dtype}, not {weight.dtype}")
 
 
 def _statistics_of(out: Tensor) -> Tensor:
@@ -107,6 +122,7 @@ class _PyramidConv(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, align_corners: bool, statistics: bool, *levels: Tensor
     ) -> tuple[Tensor, Tensor]:
+        ctx.setting = backend.current_setting()
         ctx.save_for_backward(x, weight, *levels)
         ctx.align_corners = align_corners
         out, stats = torch.ops.psp_fast.pyramid_conv3x3(x, levels, weight, align_corners, statistics)
@@ -115,6 +131,7 @@ class _PyramidConv(torch.autograd.Function):
 
     @staticmethod
     @first_order("pyramid_conv3x3")
+    @as_forward
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *levels = ctx.saved_tensors
         need_x, need_weight, _, _, *need_levels = ctx.needs_input_grad
@@ -158,8 +175,11 @@ def _convolution_backward(
 def _forward(
     x: Tensor, pyramid: Sequence[Tensor], weight: Tensor, align_corners: bool, statistics: bool
 ) -> tuple[Tensor, Tensor]:
+    _check_kernels(x, pyramid, weight)
     channels = x.shape[1]
     stats = _empty_statistics(x, weight, statistics)
+    if x.numel() == 0:
+        return _empty_output(x, pyramid, weight, align_corners, statistics)[0], stats.zero_()
     levels = [_accumulated(level, x) for level in pyramid]
     # The types below are chosen here, whatever autocast would make of them.
     with torch.autocast(x.device.type, enabled=False):
@@ -173,6 +193,7 @@ def _empty_output(
     x: Tensor, pyramid: Sequence[Tensor], weight: Tensor, align_corners: bool, statistics: bool
 ) -> tuple[Tensor, Tensor]:
     """The uninitialised output and statistics."""
+    _check_kernels(x, pyramid, weight)
     size = (x.shape[0], weight.shape[0], *x.shape[2:])
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_output_format(x, weight))
     return out, _empty_statistics(x, weight, statistics)
@@ -200,6 +221,10 @@ def _backward(
     align_corners: bool,
     mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    _check_gradient(dy, x, pyramid, weight, mask)
+    if dy.numel() == 0:
+        dx, dweight, dlevels = _empty_gradients(dy, x, pyramid, weight, align_corners, mask)
+        return dx, dweight.zero_(), dlevels
     need_x, need_weight, need_levels = mask
     channels = x.shape[1]
     dx, dweight = x.new_empty(0), torch.empty_like(weight) if need_weight else weight.new_empty(0)
@@ -226,6 +251,7 @@ def _empty_gradients(
     mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The uninitialised gradients of x, weight and the levels; empty ones, and no levels, where mask has False."""
+    _check_gradient(dy, x, pyramid, weight, mask)
     dense = _output_format(x, weight)
     return (
         torch.empty_like(x, memory_format=dense) if mask[0] else x.new_empty(0),
@@ -234,14 +260,18 @@ def _empty_gradients(
     )
 
 
+def _check_gradient(dy: Tensor, x: Tensor, pyramid: Sequence[Tensor], weight: Tensor, mask: Sequence[bool]) -> None:
+    _check_kernels(x, pyramid, weight)
+    check_given("pyramid_conv3x3", "dy", dy, x, (x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype)
+    if len(mask) != 3:
+        raise ValueError(f"pyramid_conv3x3: mask must have three values, for x, weight and levels, not {len(mask)}")
+
+
 def _run_forward(
     out: Tensor, levels: Sequence[Tensor], weight: Tensor, statistics: Tensor | None, align_corners: bool
 ) -> None:
     """Add the share of the levels, with their part of the weight, to out; fill statistics (2, O) of the result."""
-    if out.numel() == 0:
-        if statistics is not None:
-            statistics.zero_()
-    elif backend.runs_triton("pyramid_conv3x3", out):
+    if backend.runs_triton("pyramid_conv3x3", out):
         _kernels().forward(out, levels, weight, statistics, align_corners)
     else:
         backend.native().pyramid_conv3x3_forward_cpu(
@@ -260,10 +290,7 @@ def _run_backward(
     align_corners: bool,
 ) -> None:
     """Fill the gradients of the levels (none for an empty list) and of their part of the weight."""
-    if dy.numel() == 0:
-        for gradient in (*dlevels, *([] if dweight is None else [dweight])):
-            gradient.zero_()
-    elif backend.runs_triton("pyramid_conv3x3", dy):
+    if backend.runs_triton("pyramid_conv3x3", dy):
         _kernels().backward(dy, levels, weight, dlevels, dweight, align_corners)
     else:
         backend.native().pyramid_conv3x3_backward_cpu(

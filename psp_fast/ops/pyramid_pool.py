@@ -10,7 +10,8 @@ from torch import Tensor
 
 from psp_fast.kernels.tables import device_tables
 from psp_fast.ops import backend, reference
-from psp_fast.ops.derivatives import first_order
+from psp_fast.ops.arguments import check_given, whole_numbers
+from psp_fast.ops.derivatives import as_forward, first_order
 
 _DEVICES = ("cpu", "cuda")
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -25,7 +26,8 @@ def pyramid_pool(x: Tensor, bins: Sequence[int] = (1, 2, 3, 6), mode: str = "avg
 
     Args:
         x: (N, C, H, W), float, H and W at least 1, any strides. Sums are kept in at least 32 bits.
-        bins: one positive number a level; windows overlap where it does not divide a side, as in adaptive pooling.
+        bins: one positive number a level, an int or NumPy's; windows overlap where it does not divide a side, as in
+            adaptive pooling.
         mode: "avg" or "max".
 
     Returns:
@@ -52,8 +54,8 @@ def _checked(x: Tensor, bins: Sequence[int], mode: str) -> tuple[int, ...]:
         raise ValueError(f"pyramid_pool: x may have at most 2**31 - 1 pixels, not {x.shape[2]} x {x.shape[3]}")
     if mode not in ("avg", "max"):
         raise ValueError(f"pyramid_pool: mode must be 'avg' or 'max', not {mode!r}")
-    levels = tuple(bins) if isinstance(bins, Sequence) else ()
-    if not levels or any(not isinstance(b, int) or isinstance(b, bool) or b < 1 for b in levels):
+    levels = whole_numbers(bins)
+    if not levels or min(levels) < 1:
         raise ValueError(f"pyramid_pool: bins must be positive whole numbers, at least one, not {bins!r}")
     return levels
 
@@ -61,6 +63,7 @@ def _checked(x: Tensor, bins: Sequence[int], mode: str) -> tuple[int, ...]:
 class _PyramidPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bins: tuple[int, ...], mode: str) -> tuple[Tensor, ...]:
+        ctx.setting = backend.current_setting()
         outputs, indices = torch.ops.psp_fast.pyramid_pool(x, bins, mode)
         ctx.save_for_backward(*indices)
         ctx.size = x.shape[2:]
@@ -69,6 +72,7 @@ class _PyramidPool(torch.autograd.Function):
 
     @staticmethod
     @first_order("pyramid_pool")
+    @as_forward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         height, width = ctx.size
         dx = torch.ops.psp_fast.pyramid_pool_backward(grads, ctx.saved_tensors, height, width, ctx.channels_last)
@@ -84,6 +88,8 @@ torch.library.define(
 
 def _forward(x: Tensor, bins: Sequence[int], mode: str) -> tuple[list[Tensor], list[Tensor]]:
     outputs, indices = _empty_levels(x, bins, mode)
+    if x.numel() == 0:
+        return outputs, indices
     channels_last = _channels_last(x)
     readable = x if channels_last or x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
     _run("forward", readable, channels_last, outputs, indices)
@@ -93,6 +99,7 @@ def _forward(x: Tensor, bins: Sequence[int], mode: str) -> tuple[list[Tensor], l
 @torch.library.register_fake("psp_fast::pyramid_pool")
 def _empty_levels(x: Tensor, bins: Sequence[int], mode: str) -> tuple[list[Tensor], list[Tensor]]:
     """Uninitialised outputs in x's memory format, and for "max" the indices of the maxima (h * W + w)."""
+    _checked(x, bins, mode)
     n, c = x.shape[:2]
     memory_format = _format(_channels_last(x))
     outputs = [torch.empty((n, c, b, b), dtype=x.dtype, device=x.device, memory_format=memory_format) for b in bins]
@@ -103,7 +110,11 @@ def _backward(
     grads: Sequence[Tensor], indices: Sequence[Tensor], height: int, width: int, channels_last: bool
 ) -> Tensor:
     dx = _empty_gradient(grads, indices, height, width, channels_last)
+    if dx.numel() == 0:
+        return dx
+    _check_indices(indices, height * width)
     dense = [grad.contiguous(memory_format=_format(channels_last)) for grad in grads]
+    indices = [index.contiguous(memory_format=_format(channels_last)) for index in indices]
     _run("backward", dx, channels_last, dense, indices)
     return dx
 
@@ -113,10 +124,31 @@ def _empty_gradient(
     grads: Sequence[Tensor], indices: Sequence[Tensor], height: int, width: int, channels_last: bool
 ) -> Tensor:
     """The uninitialised gradient of x."""
+    if not grads or grads[0].dim() < 2 or not grads[0].is_floating_point():
+        raise ValueError("pyramid_pool: grads must hold a float gradient (N, C, b, b) for each level, at least one")
+    if len(indices) not in (0, len(grads)):
+        raise ValueError(f"pyramid_pool: indices must be as many as grads, {len(grads)}, or none, not {len(indices)}")
+    if min(height, width) < 1 or height * width >= 2**31:
+        raise ValueError(f"pyramid_pool: height and width must be 1 to 2**31 - 1 pixels, not {height} x {width}")
     n, c = grads[0].shape[:2]
+    for i, grad in enumerate(grads):
+        if grad.dim() != 4 or grad.shape[2] != grad.shape[3] or grad.shape[2] < 1:
+            raise ValueError(f"pyramid_pool: grads[{i}] must be (N, C, b, b), not {tuple(grad.shape)}")
+        check_given("pyramid_pool", f"grads[{i}]", grad, grads[0], (n, c, *grad.shape[2:]), grads[0].dtype)
+    for i, (index, grad) in enumerate(zip(indices, grads, strict=False)):
+        check_given("pyramid_pool", f"indices[{i}]", index, grad, grad.shape, torch.int32)
     return torch.empty(
         (n, c, height, width), dtype=grads[0].dtype, device=grads[0].device, memory_format=_format(channels_last)
     )
+
+
+def _check_indices(indices: Sequence[Tensor], pixels: int) -> None:
+    """Raise where a maximum is outside the map: the CPU kernel would write there. On CUDA the kernels only compare."""
+    for i, index in enumerate(indices):
+        if not index.is_cuda and index.numel() > 0:
+            low, high = (int(end) for end in index.aminmax())
+            if low < 0 or high >= pixels:
+                raise ValueError(f"pyramid_pool: indices[{i}] must be 0 to {pixels - 1}, not {low} to {high}")
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -172,13 +172,15 @@ def upsample_cross_entropy(
     return losses.sum() / torch.where(total > 0, total, 1)
 
 
-def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = True) -> Tensor:
+def upsample_argmax(
+    logits: Tensor, size: Sequence[int], align_corners: bool = True, *, dtype: torch.dtype | None = None
+) -> Tensor:
     """Class of the largest logit after bilinear upsampling of (N, C, h, w) to size (H, W); ties go to the first class.
 
-    (N, H, W), uint8 up to 256 classes, else int64.
+    (N, H, W) of dtype; None means uint8 up to 256 classes, else int64.
     """
     full = F.interpolate(at_least_fp32(logits), tuple(size), mode="bilinear", align_corners=align_corners)
-    return full.argmax(1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int64)
+    return full.argmax(1).to(dtype or (torch.uint8 if logits.shape[1] <= 256 else torch.int64))
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

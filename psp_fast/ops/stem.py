@@ -28,7 +28,7 @@ from psp_fast.ops.block import (
     tensors_of,
     update_all,
 )
-from psp_fast.ops.derivatives import first_order
+from psp_fast.ops.derivatives import as_forward, first_order
 
 _OP = "stem"
 _POOL = [3, 3], [2, 2], [1, 1], [1, 1], False  # kernel, stride, padding, dilation, ceil_mode
@@ -65,6 +65,7 @@ def stem(x: Tensor, weights: Sequence[Tensor], norms: Sequence[BatchNorm], strid
 class _Stem(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, count: int, *rest: Any) -> tuple[Tensor, ...]:
+        ctx.setting = backend.current_setting()
         weights, tensors = rest[:count], rest[count : (1 + TENSORS) * count]
         eps, groups, ctx.strides = rest[(1 + TENSORS) * count :]
         layers, y, zs = Layers(tensors, eps, groups), x, []
@@ -76,6 +77,7 @@ class _Stem(torch.autograd.Function):
 
     @staticmethod
     @first_order(_OP)
+    @as_forward
     def backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(dy.device.type, enabled=False):
             return _gradients(ctx, dy)

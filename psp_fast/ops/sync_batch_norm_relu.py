@@ -11,7 +11,7 @@ from torch import Tensor
 from psp_fast.ops import backend, reference
 from psp_fast.ops import sync_batch_norm_relu_library as library
 from psp_fast.ops.batch_statistics import batch_statistics, merge_statistics, ranks, sum_over_ranks
-from psp_fast.ops.derivatives import first_order
+from psp_fast.ops.derivatives import as_forward, first_order
 from psp_fast.ops.sync_batch_norm_relu_library import OP, in_type, statistics_dtype
 
 
@@ -218,6 +218,7 @@ class _BatchNormRelu(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
+        ctx.setting = backend.current_setting()
         mask = None
         if mean is None:
             plain = backend.unobserved(x, weight, bias, residual, running_mean, running_var)
@@ -236,6 +237,7 @@ class _BatchNormRelu(torch.autograd.Function):
 
     @staticmethod
     @first_order("sync_batch_norm_relu")
+    @as_forward
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, y, mean, invstd, weight, bias, total = ctx.saved_tensors
         count = ctx.count if total is None else total

@@ -22,6 +22,9 @@ backend.register(OP, "cuda", backend.Kernel("csrc/cuda", _CUDA_DTYPES, backend.m
 backend.register(OP, "cuda", backend.Kernel("triton", _CUDA_DTYPES, backend.missing_triton))
 
 
+_MAPS = ("x", "dy", "residual", "y", "dx", "g")  # arrays of x's shape; other arrays have a value a channel
+_PAIRS = ("stats", "sums", "means")  # arrays of two values a channel
+_UPDATED = ("running_mean", "running_var")
 _PARAMETERS = "Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias"
 torch.library.define("psp_fast::batch_norm_statistics", "(Tensor x) -> Tensor")
 torch.library.define("psp_fast::batch_norm_apply", f"(Tensor x, {_PARAMETERS}, Tensor? residual, bool relu) -> Tensor")
@@ -70,6 +73,7 @@ def _apply(
 
 @torch.library.register_fake("psp_fast::batch_norm_apply")
 def _empty_output(x: Tensor, *rest: Any) -> Tensor:
+    _check_devices(x, *rest)
     return torch.empty_like(x, memory_format=_format(x))
 
 
@@ -84,6 +88,8 @@ def forward(
     eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(f"{OP}: give both running_mean and running_var, or neither")
     y, mean, invstd, mask = _empty_forward(x, weight, bias, residual, running_mean, running_var, momentum, eps, relu)
     vectors = {"mean": mean, "invstd": invstd, "weight": weight, "bias": bias}
     running = {"running_mean": running_mean, "running_var": running_var}
@@ -108,6 +114,7 @@ def forward(
 def _empty_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_devices(x, weight, bias, residual, *rest)
     relu = rest[-1]
     vector = torch.empty(x.shape[1], dtype=statistics_dtype(x), device=x.device)
     y, mask = torch.empty_like(x, memory_format=_format(x)), _empty_mask(x, relu and residual is not None)
@@ -145,6 +152,7 @@ def _backward_sums(
 
 @torch.library.register_fake("psp_fast::batch_norm_backward_sums")
 def _empty_sums(dy: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    _check_devices(x, dy, *rest)
     return _empty_statistics(x)
 
 
@@ -168,6 +176,7 @@ def _backward_input(
 
 @torch.library.register_fake("psp_fast::batch_norm_backward_input")
 def _empty_input(dy: Tensor, x: Tensor, y: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    _check_devices(x, dy, y, *rest)
     return _empty_gradients(x, y, rest[-1])
 
 
@@ -196,7 +205,14 @@ def backward(
 
 @torch.library.register_fake("psp_fast::batch_norm_backward")
 def _empty_backward(dy: Tensor, x: Tensor, y: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(x, dy, y, *rest)
     return *_empty_gradients(x, y, rest[-1]), _empty_statistics(x)
+
+
+def _check_devices(x: Tensor, *arguments: Any) -> None:
+    for argument in arguments:
+        if isinstance(argument, Tensor) and argument.device != x.device:
+            raise ValueError(f"{OP}: all tensors must be on x's device, {x.device}, not on {argument.device}")
 
 
 def _channels_last(x: Tensor, y: Tensor | None = None) -> bool:
@@ -222,19 +238,26 @@ def _dense(x: Tensor, layout: torch.memory_format, **arrays: Tensor | None) -> d
 
     An array that is so already is not touched: each call that copies nothing still takes a microsecond.
     """
-    shape, kept = x.shape, statistics_dtype(x)
-    vectors, given = ((shape[1],), (2, shape[1])), {}
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(f"{OP}: x must be float (N, C, H, W), not {x.dtype} {tuple(x.shape)}")
+    _check_devices(x, *arrays.values())
+    shape, kept, given = x.shape, statistics_dtype(x), {}
     for name, array in {"x": x, **arrays}.items():
         if array is None:
             continue
-        fits, dtype, wanted = array.shape in vectors, kept, torch.contiguous_format
-        if name == "mask":
-            fits, dtype = array.shape == _mask_shape(x, layout == torch.channels_last), torch.int16
-        elif array.dim() == 4:
-            fits, dtype, wanted = array.shape == shape, x.dtype, layout
-        if not fits:
+        wanted_shape: tuple[int, ...] = shape[1:2]
+        dtype, wanted = kept, torch.contiguous_format
+        if name in _MAPS:
+            wanted_shape, dtype, wanted = shape, x.dtype, layout
+        elif name in _PAIRS:
+            wanted_shape = (2, shape[1])
+        elif name == "mask":
+            wanted_shape, dtype = _mask_shape(x, layout == torch.channels_last), torch.int16
+        if array.shape != wanted_shape:
             raise ValueError(f"{OP}: {name} of shape {tuple(array.shape)} does not fit x of shape {tuple(shape)}")
         if array.dtype != dtype or not array.is_contiguous(memory_format=wanted):
+            if name in _UPDATED:
+                raise ValueError(f"{OP}: {name} must be contiguous, of {kept}: it is updated in place")
             array = in_type(array, dtype).contiguous(memory_format=wanted)
         given[name] = array
     return given

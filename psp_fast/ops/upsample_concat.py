@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from psp_fast.ops import backend, reference
-from psp_fast.ops.derivatives import first_order
+from psp_fast.ops.arguments import check_given
+from psp_fast.ops.derivatives import as_forward, first_order
 
 _DEVICES = ("cpu", "cuda")
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -66,6 +67,7 @@ def checked_pyramid(op: str, x: Tensor, pyramid: Sequence[Tensor]) -> list[Tenso
 class _UpsampleConcat(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, align_corners: bool, *levels: Tensor) -> Tensor:
+        ctx.setting = backend.current_setting()
         ctx.align_corners = align_corners
         ctx.channels = x.shape[1]
         ctx.sizes = [level.shape[1:] for level in levels]
@@ -73,6 +75,7 @@ class _UpsampleConcat(torch.autograd.Function):
 
     @staticmethod
     @first_order("upsample_concat")
+    @as_forward
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx = dy[:, : ctx.channels] if ctx.needs_input_grad[0] else None
         if not any(ctx.needs_input_grad[2:]):
@@ -89,8 +92,9 @@ torch.library.define(
 
 
 def _forward(x: Tensor, pyramid: Sequence[Tensor], align_corners: bool) -> Tensor:
-    checked_pyramid("upsample_concat", x, pyramid)
     out = _empty_output(x, pyramid, align_corners)
+    if out.numel() == 0:
+        return out
     channels_last = is_channels_last(x)
     levels = [level.contiguous(memory_format=memory_format(channels_last)) for level in pyramid]
     if backend.runs_triton("upsample_concat", x):
@@ -103,6 +107,9 @@ def _forward(x: Tensor, pyramid: Sequence[Tensor], align_corners: bool) -> Tenso
 @torch.library.register_fake("psp_fast::upsample_concat")
 def _empty_output(x: Tensor, pyramid: Sequence[Tensor], align_corners: bool) -> Tensor:
     """The uninitialised output, in x's memory format."""
+    checked_pyramid("upsample_concat", x, pyramid)
+    for i, level in enumerate(pyramid):
+        check_given("upsample_concat", f"pyramid[{i}]", level, x, level.shape, x.dtype)
     n, c, height, width = x.shape
     size = (n, c + sum(level.shape[1] for level in pyramid), height, width)
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(is_channels_last(x)))
@@ -110,6 +117,8 @@ def _empty_output(x: Tensor, pyramid: Sequence[Tensor], align_corners: bool) -> 
 
 def _backward(dy: Tensor, channels: int, sizes: Sequence[int], align_corners: bool) -> list[Tensor]:
     gradients = _empty_gradients(dy, channels, sizes, align_corners)
+    if dy.shape[0] == 0:
+        return gradients
     channels_last = is_channels_last(dy)
     if backend.runs_triton("upsample_concat", dy):
         _kernels().backward(dy, channels, gradients, align_corners)
@@ -123,6 +132,13 @@ def _backward(dy: Tensor, channels: int, sizes: Sequence[int], align_corners: bo
 @torch.library.register_fake("psp_fast::upsample_concat_backward")
 def _empty_gradients(dy: Tensor, channels: int, sizes: Sequence[int], align_corners: bool) -> list[Tensor]:
     """The uninitialised gradients of the levels, whose channels, height and width `sizes` has one after the other."""
+    if not dy.is_floating_point() or dy.dim() != 4 or min(dy.shape[1:]) < 1:
+        raise ValueError(f"upsample_concat: dy must be float (N, C, H, W), not {dy.dtype} {tuple(dy.shape)}")
+    if len(sizes) % 3 != 0 or min(channels, *sizes, 1) < 1 or channels + sum(sizes[::3]) != dy.shape[1]:
+        raise ValueError(
+            f"upsample_concat: channels and sizes must be at least 1 and add up to the {dy.shape[1]} channels of dy, "
+            f"not {channels} and {tuple(sizes)}"
+        )
     dense = memory_format(is_channels_last(dy))
     return [
         torch.empty((dy.shape[0], *sizes[i : i + 3]), dtype=dy.dtype, device=dy.device, memory_format=dense)

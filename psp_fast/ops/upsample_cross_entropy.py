@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from psp_fast.ops import backend, reference
+from psp_fast.ops.arguments import check_given, whole_number
+from psp_fast.ops.derivatives import as_forward, first_order
 from psp_fast.ops.upsampling import accumulator, check_logits, dense, label_dtype, memory_format
 
 _DEVICES = ("cpu", "cuda")
@@ -35,7 +37,8 @@ def upsample_cross_entropy(
 
     Args:
         logits: (N, C, h, w), float, any strides; C, h and w at least 1.
-        target: (N, H, W), uint8 or int64, class ids or ignore_index; H and W at least 1, larger or smaller than h, w.
+        target: (N, H, W) or (N, 1, H, W), uint8, int16, int32 or int64, class ids or ignore_index; H and W at least 1,
+            larger or smaller than h, w.
             On the CPU another label is an error. On CUDA finding one would make the host wait, so the pixel's loss is
             NaN, and with it the mean or sum, and all gradients that it reaches.
         weight: (C,), float, of each class; None means 1. Must not require a gradient.
@@ -52,6 +55,7 @@ def upsample_cross_entropy(
         TypeError, ValueError: an argument is not as above; for a label with its value and position.
         PspFastError: the compiled module is missing or broken.
     """
+    target, ignore_index = _plain(target, ignore_index)
     arguments = (weight, ignore_index, label_smoothing, align_corners, reduction)
     _check("upsample_cross_entropy", logits, target, *arguments)
     if backend.choose("upsample_cross_entropy", logits) == "reference":
@@ -70,6 +74,7 @@ def upsample_cross_entropy_argmax(
     reduction: str = "mean",
 ) -> tuple[Tensor, Tensor]:
     """`upsample_cross_entropy` and, from the same pass, `upsample_argmax` of the logits at the size of target."""
+    target, ignore_index = _plain(target, ignore_index)
     arguments = (weight, ignore_index, label_smoothing, align_corners, reduction)
     _check("upsample_cross_entropy_argmax", logits, target, *arguments)
     if backend.choose("upsample_cross_entropy", logits) == "reference":
@@ -98,6 +103,15 @@ def _reference(
     )
 
 
+def _plain(target: Tensor, ignore_index: int) -> tuple[Tensor, int]:
+    """The target as uint8 or int64 without a dimension of channels, and ignore_index as an int, where they can be."""
+    if isinstance(target, Tensor):
+        target = target.long() if target.dtype in (torch.int16, torch.int32) else target
+        target = target.squeeze(1) if target.dim() == 4 else target
+    whole = whole_number(ignore_index)
+    return target, ignore_index if whole is None else whole
+
+
 def _check(
     op: str,
     logits: Tensor,
@@ -112,10 +126,11 @@ def _check(
     n, classes = logits.shape[:2]
     if not isinstance(target, Tensor) or target.dtype not in (torch.uint8, torch.int64):
         found = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise TypeError(f"{op}: target must be a tensor of uint8 or int64, not {found}")
+        raise TypeError(f"{op}: target must be a tensor of uint8, int16, int32 or int64, not {found}")
     if target.dim() != 3 or target.shape[0] != n or min(target.shape[1:]) < 1:
         raise ValueError(
-            f"{op}: target must be (N, H, W) with N = {n} as in logits, H and W at least 1, not {tuple(target.shape)}"
+            f"{op}: target must be (N, H, W) or (N, 1, H, W) with N = {n} as in logits, H and W at least 1, "
+            f"not {tuple(target.shape)}"
         )
     if target.device != logits.device:
         raise ValueError(f"{op}: target must be on {logits.device} as logits, not on {target.device}")
@@ -141,6 +156,15 @@ def _check_weight(op: str, weight: Tensor, classes: int, device: torch.device) -
         raise ValueError(f"{op}: weight has no gradient and must not require one: pass weight.detach()")
 
 
+def _check_kernels_target(target: Tensor) -> None:
+    """Raise where the public functions would have converted the target."""
+    if target.dim() != 3 or target.dtype not in (torch.uint8, torch.int64):
+        shape = tuple(target.shape)
+        raise TypeError(
+            f"upsample_cross_entropy: target must be (N, H, W) of uint8 or int64, not {shape} of {target.dtype}"
+        )
+
+
 class _UpsampleCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -153,6 +177,7 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         align_corners: bool,
         reduction: str,
     ) -> tuple[Tensor, Tensor]:
+        ctx.setting = backend.current_setting()
         loss, argmax, lse, divisor = torch.ops.psp_fast.upsample_cross_entropy(
             logits, target, weight, ignore_index, label_smoothing, align_corners, reduction
         )
@@ -163,21 +188,13 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         return loss, argmax
 
     @staticmethod
+    @first_order("upsample_cross_entropy")
+    @as_forward
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        dlogits = None if grad is None else _Gradient.apply(grad, *ctx.saved_tensors, *ctx.settings)
+        dlogits = None
+        if grad is not None:
+            dlogits = torch.ops.psp_fast.upsample_cross_entropy_backward(grad, *ctx.saved_tensors, *ctx.settings)
         return dlogits, *(None,) * 6
-
-
-class _Gradient(torch.autograd.Function):
-    """A function of its own because it depends on the logits, which `once_differentiable` does not look at."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        return torch.ops.psp_fast.upsample_cross_entropy_backward(*arguments)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> None:  # type: ignore[override]
-        raise RuntimeError("upsample_cross_entropy: second derivatives are not available, use ops.reference for them")
 
 
 torch.library.define(
@@ -202,6 +219,11 @@ def _forward(
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outputs = _empty_outputs(logits, target, weight, ignore_index, label_smoothing, align_corners, reduction)
+    if target.numel() == 0:
+        loss, _, _, divisor = outputs
+        loss.zero_()
+        divisor.fill_(1)
+        return outputs
     logits, target, weight = dense(logits), target.contiguous(), _class_weight(weight, logits)
     if backend.runs_triton("upsample_cross_entropy", logits):
         from psp_fast.kernels import upsample_cross_entropy as kernels
@@ -268,6 +290,8 @@ def _empty_outputs(
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Uninitialised loss, argmax, log-sum-exp of every pixel, and what the sum is divided by."""
+    _check_kernels_target(target)
+    _check("upsample_cross_entropy", logits, target, weight, ignore_index, label_smoothing, align_corners, reduction)
     device, dtype = logits.device, accumulator(logits)
     return (
         torch.empty(target.shape if reduction == "none" else (), dtype=dtype, device=device),
@@ -289,7 +313,10 @@ def _backward(
     align_corners: bool,
 ) -> Tensor:
     dlogits = _empty_gradient(grad, logits, target, weight, lse, divisor, ignore_index, label_smoothing, align_corners)
-    logits, target, weight, grad = dense(logits), target.contiguous(), _class_weight(weight, logits), grad.contiguous()
+    if dlogits.numel() == 0:
+        return dlogits
+    weight = _class_weight(weight, logits)
+    logits, target, lse, grad = dense(logits), target.contiguous(), lse.contiguous(), grad.contiguous()
     if backend.runs_triton("upsample_cross_entropy", logits):
         from psp_fast.kernels import upsample_cross_entropy as kernels
 
@@ -322,6 +349,12 @@ def _empty_gradient(
     align_corners: bool,
 ) -> Tensor:
     """The uninitialised gradient of the logits."""
+    op, kept = "upsample_cross_entropy", accumulator(logits)
+    _check_kernels_target(target)
+    _check(op, logits, target, weight, ignore_index, label_smoothing, align_corners, "mean")
+    check_given(op, "lse", lse, logits, target.shape, kept)
+    check_given(op, "divisor", divisor, logits, (), kept)
+    check_given(op, "grad", grad, logits, target.shape if grad.dim() > 0 else (), kept)
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=memory_format(logits))
 
 

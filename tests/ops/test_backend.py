@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from psp_fast import ops
+from psp_fast.errors import ConfigError
 from psp_fast.ops import backend
 from tests.ops.checks import random
 
@@ -85,3 +87,78 @@ def test_every_pass_asks_which_kernels(op: str, monkeypatch: pytest.MonkeyPatch)
     if y.requires_grad:
         y.sum().backward()
         assert asked == [op, op]
+
+
+def test_settings_nest() -> None:
+    x = random(1, 1, 1, 1)
+    with backend.use("reference"):
+        with backend.use("auto"):
+            assert backend.choose("upsample_concat", x) == "csrc/cpu"
+        assert backend.choose("upsample_concat", x) == "reference"
+        with (
+            pytest.raises(ConfigError, match="must be one of auto, triton, reference, not 'fast'"),
+            backend.use("fast"),
+        ):
+            pass
+        assert backend.current_setting() == "reference"
+    assert backend.current_setting() == "auto"
+
+
+def test_threads_have_their_own_setting() -> None:
+    """Two contexts that overlap in time, neither inside the other; a new thread starts with the default."""
+    step = threading.Barrier(2, timeout=60)
+    seen: dict[str, list[str]] = {"reference": [], "triton": []}
+
+    def run(setting: str, late: bool) -> None:
+        seen[setting].append(backend.current_setting())
+        if late:
+            step.wait()
+        with backend.use(setting):
+            if not late:
+                step.wait()
+            step.wait()
+            seen[setting].append(backend.current_setting())
+            if late:
+                step.wait()
+        if not late:
+            step.wait()
+        seen[setting].append(backend.current_setting())
+
+    with backend.use("reference"):
+        threads = [threading.Thread(target=run, args=item) for item in (("reference", False), ("triton", True))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert seen == {setting: ["auto", setting, "auto"] for setting in seen}
+    assert backend.current_setting() == "auto"
+
+
+@pytest.mark.parametrize("op", ["upsample_concat", "upsample_cross_entropy"])
+def test_backward_runs_what_forward_ran(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a thread, as autograd's for CUDA are, and after `use` has been left."""
+    chosen: list[str] = []
+    runs_triton = backend.runs_triton
+    monkeypatch.setattr(backend, "runs_triton", lambda *a: (chosen.append(backend.choose(*a)), runs_triton(*a))[1])
+    x, level = random(2, 3, 5, 4).requires_grad_(), random(2, 2, 2, 2).requires_grad_()
+    with backend.use("triton"):
+        y = _ASKING[op](x, level)
+    thread = threading.Thread(target=y.sum().backward)
+    thread.start()
+    thread.join()
+    assert chosen == ["triton", "triton"]
+    assert x.grad is not None
+
+
+def test_compiled_code_follows_the_setting() -> None:
+    compiled = torch.compile(_ASKING["upsample_argmax"], fullgraph=True, backend="aot_eager")
+    x, level = random(2, 3, 5, 4), random(2, 2, 2, 2)
+    called = []
+    original = ops.reference.upsample_argmax
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops.reference, "upsample_argmax", lambda *a, **k: (called.append(1), original(*a, **k))[1])
+        compiled(x, level)
+        assert not called
+        with backend.use("reference"):
+            compiled(x, level)
+        assert called

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -187,12 +188,18 @@ def test_compile(dynamic: bool) -> None:
         (torch.zeros(1, 2, 3, 3).long(), torch.zeros(1, 2, 3, 3), 1, TypeError, "x must have a float type"),
         (torch.zeros(2, 3, 3), torch.zeros(1, 2, 3, 3), 1, ValueError, r"x must be \(N, C, H, W\), not \(2, 3, 3\)"),
         (torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3), 1, ValueError, r"weight must be \(O, 2, 3, 3\).*\(1, 3, 3"),
-        (torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3), 0, ValueError, "dilation must be at least 1, not 0"),
+        (torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3), 0, ValueError, "dilation must be a whole .*, not 0"),
+        (torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3), 1.5, ValueError, "dilation must be a whole .*, not 1.5"),
     ],
 )
 def test_bad_arguments(x: object, weight: Tensor, dilation: int, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         conv3x3(x, weight, dilation)  # type: ignore[arg-type]
+
+
+def test_dilation_of_another_type() -> None:
+    x, weight = operands(1, 16, 24, 9, 9)
+    assert torch.equal(conv3x3(x, weight, np.int64(2)), conv3x3(x, weight, 2))
 
 
 def test_affine_needs_a_value_for_each_output() -> None:

@@ -185,6 +185,18 @@ def test_nan_and_infinity(implementation: str, layout: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_in_a_level_of_the_same_size(implementation: str, layout: str) -> None:
+    inputs = make_inputs(1, 3, 9, 7, 4, ((2, 9, 7), (3, 2, 7)), layout=layout)
+    inputs[2][0, 1, 2, 2] = inputs[3][0, 2, 1, 5] = torch.nan
+    for align_corners in (True, False):
+        y = with_levels(pyramid_conv3x3, align_corners)(*inputs)
+        want = with_levels(reference.pyramid_conv3x3, align_corners)(*[t.double() for t in inputs])
+        assert y.isfinite().any()
+        torch.testing.assert_close(y, want.float(), equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_nan_in_the_gradient(implementation: str) -> None:
     for layout in LAYOUTS:
         inputs = leaves(make_inputs(1, 3, 7, 6, 4, ((2, 1, 1), (3, 3, 3)), layout=layout))

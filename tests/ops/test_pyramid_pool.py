@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -333,6 +334,13 @@ def test_autocast_keeps_the_type() -> None:
         assert all(y.dtype == torch.float32 for y in pyramid_pool(make_map(1, 3, 12, 12)))
         half = make_map(1, 3, 12, 12, dtype=torch.bfloat16)
         assert all(y.dtype == torch.bfloat16 for y in pyramid_pool(half))
+
+
+def test_bins_of_every_type() -> None:
+    x = make_map(1, 2, 7, 5)
+    for bins in (np.array([1, 3]), (np.int64(1), 3), torch.tensor([1, 3]), torch.Size([1, 3])):
+        for got, want in zip(pyramid_pool(x, bins), pyramid_pool(x, (1, 3)), strict=True):  # type: ignore[arg-type]
+            assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,6 +48,32 @@ def test_label_type_follows_the_number_of_classes(implementation: str, classes: 
     x[0, classes - 1, 1] = 100
     check(x, (9, 13), True)
     assert upsample_argmax(x, (9, 13))[0, 8, 5] == classes - 1
+
+
+def test_label_type_can_be_chosen() -> None:
+    x = random(1, 4, 5, 6)
+    with backend.use("reference"):
+        want = upsample_argmax(x, (9, 7), dtype=torch.int64)
+    for dtype in (torch.int64, torch.uint8):
+        got = upsample_argmax(x, (9, 7), dtype=dtype)
+        assert got.dtype == dtype and torch.equal(got.long(), want)
+    assert want.dtype == torch.int64
+    with pytest.raises(ValueError, match=r"dtype must be torch.int64, or torch.uint8 .* not torch.int32 for 4 classes"):
+        upsample_argmax(x, (9, 7), dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"not torch\.uint8 for 257 classes"):
+        upsample_argmax(random(1, 257, 2, 2), (3, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("setting", ["auto", "reference"])
+def test_sizes_of_every_type(setting: str) -> None:
+    x = random(1, 4, 5, 6)
+    pairs = [[9, 7], torch.Size([9, 7]), np.array([9, 7]), (np.int32(9), np.uint8(7)), torch.tensor([[9, 7]])[0]]
+    with backend.use(setting):
+        want = upsample_argmax(x, (9, 7))
+        for size in pairs:
+            assert torch.equal(upsample_argmax(x, size), want)  # type: ignore[arg-type]
+        for side in (9, np.int64(9), torch.tensor(9)):
+            assert torch.equal(upsample_argmax(x, side), upsample_argmax(x, (9, 9)))
 
 
 def test_first_of_equal_logits(capability: str) -> None:
@@ -166,7 +193,11 @@ def test_export() -> None:
         ((torch.zeros(2, 3, 3), (2, 2)), ValueError, r"\(N, C, h, w\) with C, h and w at least 1, not \(2, 3, 3\)"),
         ((torch.zeros(1, 0, 3, 3), (2, 2)), ValueError, r"not \(1, 0, 3, 3\)"),
         ((torch.zeros(1, 2, 3, 0), (2, 2)), ValueError, r"not \(1, 2, 3, 0\)"),
-        ((torch.zeros(1, 2, 3, 3), 2), ValueError, r"size must be two positive whole numbers \(H, W\), not 2"),
+        ((torch.zeros(1, 2, 3, 3), 0), ValueError, r"size must be one or two positive whole numbers \(H, W\), not 0"),
+        ((torch.zeros(1, 2, 3, 3), 2.0), ValueError, r"size must be one or two .*, not 2.0"),
+        ((torch.zeros(1, 2, 3, 3), (2, True)), ValueError, r"size .*not \(2, True\)"),
+        ((torch.zeros(1, 2, 3, 3), "22"), ValueError, r"size .*not '22'"),
+        ((torch.zeros(1, 2, 3, 3), torch.ones(2)), ValueError, r"size .*not tensor"),
         ((torch.zeros(1, 2, 3, 3), (2,)), ValueError, r"size .*not \(2,\)"),
         ((torch.zeros(1, 2, 3, 3), (2, 0)), ValueError, r"size .*not \(2, 0\)"),
         ((torch.zeros(1, 2, 3, 3), (2, 2.5)), ValueError, r"size .*not \(2, 2.5\)"),
@@ -180,7 +211,7 @@ def test_bad_arguments(arguments: tuple, error: type[Exception], message: str) -
 def test_reference_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     x = random(1, 2, 3, 3)
     calls = []
-    monkeypatch.setattr(reference, "upsample_argmax", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(reference, "upsample_argmax", lambda *arguments, dtype: calls.append(arguments))
     upsample_argmax(x, (5, 5))
     assert not calls
     with backend.use("reference"):

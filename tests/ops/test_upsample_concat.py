@@ -147,6 +147,24 @@ def test_nan_and_infinity(implementation: str, layout: str) -> None:
             torch.testing.assert_close(ours, exact.float(), equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in Triton's interpreter
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_in_a_level_of_the_same_size(implementation: str, layout: str) -> None:
+    """Such a level, or side of one, is not interpolated: NaN stays where it is, in both directions."""
+    for size in ((5, 4), (5, 3), (2, 4)):
+        x, level = random(1, 2, 5, 4, layout=layout), random(1, 3, *size, layout=layout)
+        level[0, 0, 1, 1], level[0, 1, 0, 2], level[0, 2, 1, 0] = torch.nan, torch.inf, -torch.inf
+        dy = random(1, 5, 5, 4, layout=layout, seed=9)
+        dy[0, 3, 2, 2] = dy[0, 4, 4, 3] = torch.nan
+        level, truth = level.requires_grad_(), level.detach().double().requires_grad_()
+        for align_corners in (True, False):
+            y = upsample_concat(x, [level], align_corners)
+            want = reference.upsample_concat(x.double(), [truth], align_corners)
+            torch.testing.assert_close(y, want.float(), equal_nan=True)
+            (got,), (exact,) = torch.autograd.grad(y, level, dy), torch.autograd.grad(want, truth, dy.double())
+            torch.testing.assert_close(got, exact.float(), equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
 def test_results_do_not_depend_on_threads() -> None:
     for layout in LAYOUTS:
         x, levels = random(2, 67, 32, 32, layout=layout), make_levels(2, SQUARE, layout=layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -347,6 +348,25 @@ def test_export() -> None:
     assert torch.equal(program.module()(x, target), upsample_cross_entropy(x, target))
 
 
+@pytest.mark.parametrize("setting", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+def test_other_masks(setting: str, dtype: torch.dtype) -> None:
+    """Masks as data sets and NumPy hand them over: narrower integers, with a dimension of channels."""
+    x, target = random(2, 5, 3, 4), make_labels(2, (9, 7), 5)
+    with backend.use(setting):
+        want = upsample_cross_entropy_argmax(x, target, reduction="none")
+        for mask in (target.to(dtype), target.unsqueeze(1), target.to(dtype).unsqueeze(1)):
+            got = upsample_cross_entropy_argmax(x, mask, reduction="none")
+            assert all(map(torch.equal, got, want))
+            assert torch.equal(upsample_cross_entropy(x, mask, reduction="none"), want[0])
+        ignored = target.where(target != 255, 3)
+        index = np.int64(3)
+        assert torch.equal(
+            upsample_cross_entropy(x, ignored, ignore_index=index),  # type: ignore[arg-type]
+            upsample_cross_entropy(x, ignored, ignore_index=3),
+        )
+
+
 LOGITS, TARGET = torch.zeros(2, 5, 3, 4), torch.zeros(2, 9, 9, dtype=torch.uint8)
 
 
@@ -357,8 +377,10 @@ LOGITS, TARGET = torch.zeros(2, 5, 3, 4), torch.zeros(2, 9, 9, dtype=torch.uint8
         ((LOGITS.long(), TARGET), {}, TypeError, "logits must have a float type, not torch.int64"),
         ((LOGITS[0], TARGET), {}, ValueError, r"logits must be \(N, C, h, w\).*not \(5, 3, 4\)"),
         ((LOGITS[:, :0], TARGET), {}, ValueError, r"C, h and w at least 1, not \(2, 0, 3, 4\)"),
-        ((LOGITS, TARGET.int()), {}, TypeError, "target must be a tensor of uint8 or int64, not torch.int32"),
-        ((LOGITS, [0]), {}, TypeError, "target must be a tensor of uint8 or int64, not list"),
+        ((LOGITS, TARGET.float()), {}, TypeError, "tensor of uint8, int16, int32 or int64, not torch.float32"),
+        ((LOGITS, TARGET.to(torch.int8)), {}, TypeError, "tensor of uint8, int16, int32 or int64, not torch.int8"),
+        ((LOGITS, [0]), {}, TypeError, "target must be a tensor of uint8, int16, int32 or int64, not list"),
+        ((LOGITS, torch.stack([TARGET] * 3, 1)), {}, ValueError, r"or \(N, 1, H, W\) .*not \(2, 3, 9, 9\)"),
         ((LOGITS, TARGET[0]), {}, ValueError, r"target must be \(N, H, W\) with N = 2 .*not \(9, 9\)"),
         ((LOGITS, TARGET[:1]), {}, ValueError, r"N = 2 as in logits.*not \(1, 9, 9\)"),
         ((LOGITS, TARGET[:, :0]), {}, ValueError, r"H and W at least 1, not \(2, 0, 9\)"),
