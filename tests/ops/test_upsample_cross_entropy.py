@@ -381,7 +381,7 @@ LOGITS, TARGET = torch.zeros(2, 5, 3, 4), torch.zeros(2, 9, 9, dtype=torch.uint8
         ((LOGITS, TARGET.to(torch.int8)), {}, TypeError, "tensor of uint8, int16, int32 or int64, not torch.int8"),
         ((LOGITS, [0]), {}, TypeError, "target must be a tensor of uint8, int16, int32 or int64, not list"),
         ((LOGITS, torch.stack([TARGET] * 3, 1)), {}, ValueError, r"or \(N, 1, H, W\) .*not \(2, 3, 9, 9\)"),
-        ((LOGITS, TARGET[0]), {}, ValueError, r"target must be \(N, H, W\) with N = 2 .*not \(9, 9\)"),
+        ((LOGITS, TARGET[0]), {}, ValueError, r"target must be \(N, H, W\) or .* with N = 2 .*not \(9, 9\)"),
         ((LOGITS, TARGET[:1]), {}, ValueError, r"N = 2 as in logits.*not \(1, 9, 9\)"),
         ((LOGITS, TARGET[:, :0]), {}, ValueError, r"H and W at least 1, not \(2, 0, 9\)"),
         ((LOGITS, TARGET.to("meta")), {}, ValueError, "target must be on cpu as logits, not on meta"),
