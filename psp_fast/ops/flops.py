@@ -45,7 +45,7 @@ class _OnImport(MetaPathFinder):
 
 
 def _register() -> None:
-    from torch.utils.flop_counter import flop_registry, register_flop_formula
+    from torch.utils.flop_counter import register_flop_formula
 
     ops = torch.ops.psp_fast
     register_flop_formula(ops.conv3x3)(_conv3x3)
@@ -55,9 +55,6 @@ def _register() -> None:
     register_flop_formula(ops.pointwise_statistics)(_pointwise_statistics)
     register_flop_formula([ops.pointwise_input_gradient, ops.pointwise_normalised_gradient])(_input_gradient)
     register_flop_formula(ops.pointwise_weight_gradient)(_weight_gradient)
-    onednn = torch.ops.mkldnn._convolution_pointwise  # which conv1x1_bn_relu calls
-    if onednn not in flop_registry:
-        register_flop_formula(onednn)(_onednn)
 
 
 def _convolution(x: _Shape, weight: _Shape) -> int:
@@ -102,9 +99,3 @@ def _input_gradient(dz: _Shape, weight: _Shape, *rest: Any, **outputs: Any) -> i
 
 def _weight_gradient(dz: _Shape, x: _Shape, *rest: Any, **outputs: Any) -> int:
     return _convolution(x, (dz[1], x[1]))
-
-
-def _onednn(x: _Shape, *rest: Any, **outputs: Any) -> int:
-    other_or_weight, weight_or_bias = rest[:2]
-    whole = weight_or_bias is not None and len(weight_or_bias) == 4  # with a sum, which comes before the weight
-    return 2 * prod(outputs["out_shape"]) * prod((weight_or_bias if whole else other_or_weight)[1:])
