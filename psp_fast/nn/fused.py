@@ -88,7 +88,7 @@ def pyramid_conv_bn_relu(x: Tensor, pyramid: Sequence[Tensor], layer: Layer, ali
 def trains_bottleneck(x: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether `bottleneck` can take a block's three layers, or four with the shortcut's; see `_trains_block`."""
     (conv1, *_), (conv2, *_), (conv3, *_), *shortcut = layers
-    if not (_is_plain(conv2) and is_pointwise(conv1) and is_pointwise(conv3)):
+    if not (may_fuse(x) and _is_plain(conv2) and is_pointwise(conv1) and is_pointwise(conv3)):
         return False
     square = conv2.kernel_size == (3, 3) and conv2.padding == conv2.dilation
     strided = all(is_pointwise(conv, conv2.stride[0]) for conv, *_ in shortcut)
