@@ -9,10 +9,13 @@ from types import ModuleType
 import pytest
 import torch
 
+_KEPT: list[torch.library.Library] = []
+"""What a library defines lives as long as the library."""
+
 
 @pytest.fixture(scope="session")
 def _torchvision_imports() -> None:
-    """Let a torchvision built for another kind of device import: it lacks its compiled operators, which nobody here calls.
+    """Let torchvision import without its compiled operators, as where it was built for another kind of device.
 
     Many tools import torchvision where it is installed.
     """
@@ -26,11 +29,8 @@ def _torchvision_imports() -> None:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        _KEPT.append(library)  # what a library defines lives as long as the library
+        _KEPT.append(library)
         importlib.import_module("torchvision")
-
-
-_KEPT: list[torch.library.Library] = []
 
 
 def _fixture_of(module: str) -> Callable[[None], ModuleType]:

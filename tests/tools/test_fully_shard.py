@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from psp_fast import PSPNet
 from tests.models.modules import batch
 from tests.processes import run_ranks
-from tests.tools.checks import assert_same, images, network, predict
+from tests.tools.checks import assert_same, images, network
 
 
 def _convolutions(model: PSPNet) -> Iterable[nn.Module]:
@@ -27,55 +27,60 @@ def _blocks(model: PSPNet) -> Iterable[nn.Module]:
 
 SHARDS: dict[str, Callable[[PSPNet], Iterable[nn.Module]]] = {
     "convolutions": _convolutions,
-    "blocks": _blocks,
-    "ppm": lambda model: [model.ppm],
-    "cls": lambda model: [model.cls],
-    "root": lambda model: [model],
     "blocks and root": lambda model: [*_blocks(model), model],
+    "ppm and cls": lambda model: [model.ppm, model.cls],
+    "root": lambda model: [model],
 }
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """Loss of a step on the same images in every process, and what the network predicts and weighs after it."""
+def _steps(model: nn.Module) -> dict[str, Tensor]:
+    """What a network predicts, its loss on images that all processes share, and logits and weights after a step."""
     x, labels = batch()
-    optimiser = torch.optim.SGD(model.parameters(), 0.05)
-    _, main, aux = model.train()(x, labels)
-    (main + 0.4 * aux).backward()
+    optimiser = torch.optim.SGD(model.parameters(), 0.05)  # after a call the parameters may be other tensors
+    found = {"labels": model.eval().predict(x)} if isinstance(model, PSPNet) else {}
+    _, found["main"], aux = model.train()(x, labels)
+    (found["main"] + 0.4 * aux).backward()
     optimiser.step()
     with torch.no_grad():
-        logits = model.eval()(images(torch.float64))
-    whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
-    return {"main": main.detach(), "logits": logits, **{name: p.detach() for name, p in whole.items()}}
+        found["logits"] = model.eval()(x)
+    for name, p in model.named_parameters():
+        found[name.removeprefix("module.")] = p.full_tensor() if isinstance(p, DTensor) else p
+    return {name: value.detach() for name, value in found.items()}
 
 
 def _check_shards(rank: int, world: int) -> None:
     mesh = dist.device_mesh.init_device_mesh("cpu", (world,))
-    for layers, kinds in ((50, SHARDS), (18, ("convolutions", "root"))):
-        plain = network(layers)
-        before, want = predict(plain), _trained(plain)
+    for layers, kinds in ((50, tuple(SHARDS)), (18, ("convolutions",))):
+        want = _steps(network(layers))
         for kind in kinds:
             model = network(layers)
             for module in SHARDS[kind](model):
                 fully_shard(module, mesh=mesh)
             assert any(isinstance(p, DTensor) for p in model.parameters()), kind
-            assert_same({"labels": model.eval().predict(images(torch.float64))}, {"labels": before["labels"]}, 0.0)
-            assert_same(_trained(model), want, 1e-7)
-            after = predict(plain)["labels"]
-            assert_same({"labels": model.predict(images(torch.float64))}, {"labels": after}, 0.0)
-    wrapped = nn.parallel.DistributedDataParallel(network(18), find_unused_parameters=True)
-    found = _trained(wrapped)
-    assert_same({name.removeprefix("module."): value for name, value in found.items()}, _trained(network(18)), 1e-7)
-    alone = nn.parallel.DistributedDataParallel(network(18), find_unused_parameters=True).train()
-    alone(images(torch.float64)).sum().backward()  # without labels, so that aux has no part in it
-    assert alone.module.aux[0].weight.grad is None or not alone.module.aux[0].weight.grad.any()
-    assert alone.module.cls[0].weight.grad.any()
+            assert_same(_steps(model), want, 1e-7)
 
 
-def test_networks_in_shards_train_and_predict_as_whole_ones() -> None:
-    run_ranks(_check_shards, 2)
+def _check_replicas(rank: int, world: int) -> None:
+    want = _steps(network(18))
+    del want["labels"]  # that is the network's, not its wrapper's
+    assert_same(_steps(nn.parallel.DistributedDataParallel(network(18), find_unused_parameters=True)), want, 1e-7)
+    model = nn.parallel.DistributedDataParallel(network(18), find_unused_parameters=True)
+    model(images(torch.float64)).sum().backward()  # without labels the auxiliary head has no part
+    assert model.module.cls[0].weight.grad.any()
+    assert model.module.aux[0].weight.grad is None
+
+
+def _check_all(rank: int, world: int) -> None:
+    _check_shards(rank, world)
+    _check_replicas(rank, world)
+
+
+def test_networks_on_two_processes_train_and_predict_as_one() -> None:
+    run_ranks(_check_all, 2)
 
 
 @pytest.mark.parametrize("layers", [18, 50])
 def test_data_parallel_on_the_cpu(layers: int) -> None:
-    found = _trained(nn.DataParallel(network(layers)))
-    assert_same({name.removeprefix("module."): value for name, value in found.items()}, _trained(network(layers)), 1e-9)
+    want = _steps(network(layers))
+    del want["labels"]
+    assert_same(_steps(nn.DataParallel(network(layers))), want, 1e-9)
