@@ -33,7 +33,7 @@ COPIES = [copy.deepcopy, _pickled, _saved]
 @pytest.mark.parametrize("after", ["making", "predict", "train"])
 @pytest.mark.parametrize("duplicate", COPIES)
 def test_a_copy_answers_alike_and_has_weights_of_its_own(duplicate: Callable[[PSPNet], PSPNet], after: str) -> None:
-    model = network(50).float()
+    model = network(18).float()
     if after != "making":
         (predict if after == "predict" else train)(model)
     other = duplicate(model)
@@ -44,7 +44,7 @@ def test_a_copy_answers_alike_and_has_weights_of_its_own(duplicate: Callable[[PS
     for p in other.parameters():
         p.data.mul_(0.9)
     assert_same(predict(model), want, 0.0)
-    fresh = network(50).float()
+    fresh = network(18).float()
     fresh.load_state_dict(state_of(other))
     assert_same(predict(other), predict(fresh), 0.0)
     assert (predict(other)["logits"] - want["logits"]).abs().max() > 0.01

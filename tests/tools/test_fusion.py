@@ -26,11 +26,10 @@ def _fold(model: PSPNet, conv: str, bn: str) -> None:
 
 
 @pytest.mark.parametrize("pair", [*PAIRS, None], ids=[*(conv for conv, _ in PAIRS), "all"])
-@pytest.mark.parametrize("layers", [18, 50])
-def test_folded_pairs_answer_alike(layers: int, pair: tuple[str, str] | None) -> None:
-    model = network(layers).eval()
+def test_folded_pairs_answer_alike(pair: tuple[str, str] | None) -> None:
+    model = network(50).eval()
     for conv, bn in [pair] if pair else PAIRS:
         _fold(model, conv, bn)
         assert model.get_submodule(conv).bias is not None
     with torch.no_grad():
-        assert_same(predict(model), predict(network(layers)), 1e-9)
+        assert_same(predict(model), predict(network(50)), 1e-9)

@@ -45,9 +45,8 @@ def _changed_by(norm: Callable[[nn.Module], object]) -> Callable[[PSPNet], PSPNe
 
 
 @pytest.mark.parametrize("kind", NORMS)
-@pytest.mark.parametrize("layers", [18, 50])
-def test_normalised_weights_are_used(kind: str, layers: int) -> None:
-    check(_changed_by(NORMS[kind]), layers)
+def test_normalised_weights_are_used(kind: str) -> None:
+    check(_changed_by(NORMS[kind]), layers=50)
 
 
 def test_a_removed_parametrisation_leaves_its_weight() -> None:
