@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from psp_fast import PSPNet
 from psp_fast.models.pyramid import Head, PyramidPooling
-from psp_fast.models.resnet import BasicBlock, Bottleneck, Stem
+from psp_fast.models.resnet import BasicBlock, Bottleneck, Stem, initialise
 
 CLASSES = 5
 
@@ -32,7 +32,7 @@ def make(layers: int) -> PSPNet:
             model.set_submodule(name, _narrow(module))
         elif isinstance(module, nn.BatchNorm2d):
             model.set_submodule(name, nn.BatchNorm2d(module.num_features // 8))
-    model.double()
+    initialise(model.double())
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1)
