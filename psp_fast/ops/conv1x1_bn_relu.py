@@ -13,6 +13,7 @@ from torch import Tensor
 from psp_fast.ops import backend, reference
 from psp_fast.ops.pointwise import convolve_with_statistics
 from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics, check_options, sync_batch_norm_relu
+from psp_fast.ops.sync_batch_norm_relu_library import apply_in_place
 
 _OP = "conv1x1_bn_relu"
 # On the CPU the convolution is PyTorch's own, and the kernels are batch norm's.
@@ -20,6 +21,8 @@ _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 backend.register(_OP, "cpu", backend.Kernel("csrc/cpu", _CPU_DTYPES, backend.missing_native))
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 backend.register(_OP, "cuda", backend.Kernel("triton", _TRITON_DTYPES, backend.missing_triton))
+Norm = tuple[Tensor | None, Tensor | None, Tensor, Tensor, float]
+"""A frozen batch norm: weight, bias, running mean and variance, eps."""
 
 
 def conv1x1_bn_relu(
@@ -57,10 +60,9 @@ def conv1x1_bn_relu(
     vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
     _check(x, weight, vectors, residual)
     check_options(_OP, running_mean, running_var, training, eps)
-    if not training and _is_one_kernel(x, weight, bn_weight, bn_bias, residual):
+    if not training and _is_inference(x, weight, bn_weight, bn_bias, residual):
         assert running_mean is not None and running_var is not None  # check_options has seen to it
-        scale, shift = scale_and_shift(bn_weight, bn_bias, running_mean, running_var, eps)
-        return _kernels().matmul_affine_relu(x, weight.flatten(1), scale, shift, residual, relu)
+        return _infer(x, weight, (bn_weight, bn_bias, running_mean, running_var, eps), residual, relu)
     if training and _gathers_statistics(x):
         ((z, stats),) = convolve_with_statistics([x], [weight])
         return batch_norm_relu_of_statistics(
@@ -145,16 +147,25 @@ def _check(x: Tensor, weight: Tensor, vectors: dict[str, Tensor | None], residua
         raise ValueError(f"{_OP}: residual must have the result's shape, {shape}, not {tuple(residual.shape)}")
 
 
-def _is_one_kernel(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether Triton's inference kernel may run: x has values, no gradient is asked for, and nothing watches."""
+def _is_inference(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether a kernel may be called past the dispatcher: no gradient is asked for, and nothing watches."""
     tensors = [x, weight, *(t for t in others if t is not None)]
     return (
-        backend.choose(_OP, x) == "triton"
+        backend.choose(_OP, x) != "reference"
         and x.numel() > 0
         and not backend.autocasts(x)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         and backend.unobserved(*tensors)
     )
+
+
+def _infer(x: Tensor, weight: Tensor, norm: Norm, residual: Tensor | None, relu: bool) -> Tensor:
+    bn_weight, bn_bias, running_mean, running_var, eps = norm
+    if backend.choose(_OP, x) == "triton":
+        scale, shift = scale_and_shift(*norm)
+        return _kernels().matmul_affine_relu(x, weight.flatten(1), scale, shift, residual, relu)
+    z = F.conv2d(x, weight)
+    return apply_in_place(z, running_mean, running_var, eps, bn_weight, bn_bias, residual, relu)
 
 
 def scale_and_shift(
