@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.loss import _WeightedLoss
 
 from psp_fast import ops
 from psp_fast.checkpoints import Paths, Weights, load_pretrained, load_weights, read_weights
@@ -30,8 +31,8 @@ class PSPNet(nn.Module):
         classes: number of classes, at least 2.
         zoom_factor: 1, 2, 4 or 8: size of the output, ((H - 1) // 8) * zoom_factor + 1; 8 gives the input's own H x W.
         use_ppm: False leaves the pyramid out (the paper's dilated FCN baseline).
-        criterion: loss of full-resolution logits and labels; nn.CrossEntropyLoss takes the fused path. Its buffers,
-            such as class weights, are no part of the state_dict: they are set here, not by weight files.
+        criterion: loss of full-resolution logits and labels; nn.CrossEntropyLoss takes the fused path. Class
+            weights of PyTorch's losses are no part of the state_dict: they are set here, not by weight files.
         pretrained: True reads initmodel/resnet{layers}_v2.pth, a path reads that file, False starts from scratch. Of
             ImageNet weights or a whole PSPNet every part that fits is loaded (other classes: new classifiers), and a
             table of the parts is logged.
@@ -128,8 +129,8 @@ class PSPNet(nn.Module):
             self.aux = Head(widths[2], aux_channels, classes, dropout)
         # The last child: tools that run children one after another stop before it.
         self.criterion = nn.CrossEntropyLoss(ignore_index=255) if criterion is None else criterion
-        self.register_state_dict_post_hook(_leave_out_loss_buffers)
-        self.register_load_state_dict_pre_hook(_keep_loss_buffers)
+        self.register_state_dict_post_hook(_leave_out_class_weights)
+        self.register_load_state_dict_pre_hook(_keep_class_weights)
         self.options: dict[str, Any] = {
             "layers": layers,
             "classes": classes,
@@ -139,10 +140,10 @@ class PSPNet(nn.Module):
             "stride_in_1x1": stride_in_1x1,
             "avg_down": avg_down,
             "use_ppm": use_ppm,
-            "bins": tuple(bins),
+            "bins": tuple(map(int, bins)),
             "pool": pool,
             "dim_reduction": dim_reduction,
-            "head_channels": tuple(head_channels),
+            "head_channels": tuple(map(int, head_channels)),
             "aux": aux,
             "align_corners": align_corners,
             "in_channels": in_channels,
@@ -197,6 +198,8 @@ class PSPNet(nn.Module):
             x: images (N, in_channels, H, W), normalised; any H and W.
             y: labels (N, h, w) or (N, 1, h, w) of `output_size(H, W)`, any integer type; read in training only.
         """
+        if may_fuse(x):  # else x may stand for images of any shape
+            self._check_images(x)
         size = self.output_size(x.shape[2], x.shape[3])
         if not self.training or isinstance(y, torch.fx.Proxy):  # a traced graph is one of images
             y = None
@@ -221,16 +224,13 @@ class PSPNet(nn.Module):
             )
         # Hooks on the network, and subclasses, see the call that they know.
         known = type(self).forward is PSPNet.forward and "forward" not in self.__dict__ and is_unhooked(self)
+        self._check_images(x)
         logits = self._logits(x)[0] if known else self(x)
-        labels = ops.upsample_argmax(logits, x.shape[2:], self.align_corners)
-        return labels if dtype is None else labels.to(dtype)
+        return ops.upsample_argmax(logits, x.shape[2:], self.align_corners, dtype=dtype)
 
     def _logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits of both heads at the backbone's resolution; the auxiliary ones in training only."""
-        fuses = may_fuse(x)
-        if fuses:  # else x may stand for images of any shape
-            self._check_images(x)
-        if fuses and ops.prefers_channels_last(x):
+        if may_fuse(x) and ops.prefers_channels_last(x):
             x = x.contiguous(memory_format=torch.channels_last)
         shallow = self.layer3(self.layer2(self.layer1(self.layer0(x))))
         # Before layer4: backward goes the other way round, and has the auxiliary gradients after layer4, its peak.
@@ -239,11 +239,12 @@ class PSPNet(nn.Module):
         return head_of_pyramid(self.cls, self.ppm, deep) if self.use_ppm else self.cls(deep), aux
 
     def _check_images(self, x: Tensor) -> None:
-        """Raise ValueError where x does not fit the first convolution, whichever module has replaced it."""
-        first = next((m for m in self.layer0.modules() if isinstance(m, nn.Conv2d)), None)
-        channels = x.shape[1] if first is None or x.ndim != 4 else first.in_channels
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"PSPNet: images must have shape (N, {channels}, H, W), got {tuple(x.shape)}")
+        """Raise ValueError where x is no map, or does not fit the convolution that reads it, if that is plain."""
+        first = next(iter(self.layer0.children()), None)
+        plain = isinstance(first, nn.Conv2d) and first.in_channels > 0
+        channels = cast(nn.Conv2d, first).in_channels if plain else None
+        if x.ndim != 4 or channels not in (None, x.shape[1]):
+            raise ValueError(f"PSPNet: images must have shape (N, {channels or 'C'}, H, W), got {tuple(x.shape)}")
 
     def _loss_and_argmax(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if self._has_fused_loss(logits):
@@ -270,20 +271,24 @@ class PSPNet(nn.Module):
         }
 
 
-def _leave_out_loss_buffers(model: PSPNet, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _class_weights(model: PSPNet, prefix: str) -> str | None:
+    """The key of the class weights of one of PyTorch's losses."""
+    return f"{prefix}criterion.weight" if isinstance(getattr(model, "criterion", None), _WeightedLoss) else None
+
+
+def _leave_out_class_weights(model: PSPNet, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     """Of `state_dict`: weights load into networks with and without class weights."""
-    for name, _ in model.criterion.named_buffers():
-        state.pop(f"{prefix}criterion.{name}", None)
+    state.pop(_class_weights(model, prefix) or "", None)
 
 
-def _keep_loss_buffers(model: PSPNet, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Of `load_state_dict`: the loss keeps its buffers, whatever the file has in their place."""
-    parameters = {name for name, _ in model.criterion.named_parameters()}
-    start = f"{prefix}criterion."
-    for key in [key for key in state if key.startswith(start) and key[len(start) :] not in parameters]:
-        del state[key]
-    own = model.criterion.state_dict(keep_vars=True)
-    state.update({start + name: value for name, value in own.items() if name not in parameters})
+def _keep_class_weights(model: PSPNet, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Of `load_state_dict`: the loss keeps its class weights, whatever the file has in their place."""
+    key = _class_weights(model, prefix)
+    if key is None:
+        return
+    state.pop(key, None)
+    if model.criterion.weight is not None:
+        state[key] = model.criterion.weight
 
 
 def _labels(y: Tensor, shape: tuple[int, int, int], images: Sequence[int]) -> Tensor:

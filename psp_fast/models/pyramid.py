@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from psp_fast import ops
-from psp_fast.nn.exact import is_exactly, may_fuse
+from psp_fast.nn.exact import is_exactly, may_fuse, remember
 from psp_fast.nn.fused import conv_bn_relu, conv_bn_relu_levels, is_3x3, pyramid_conv_bn_relu
 from psp_fast.nn.sync_batch_norm import is_batch_norm, synced_group
 from psp_fast.ops import reference
@@ -16,6 +16,7 @@ from psp_fast.ops import reference
 _POOLS: dict[str, type[nn.Module]] = {"avg": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}
 
 
+@remember
 class PyramidPooling(nn.Module):
     """Pools a map to b x b cells for every b in bins, and reduces each level by a 1x1 convolution, batch norm and ReLU.
 
@@ -31,7 +32,7 @@ class PyramidPooling(nn.Module):
         self, in_channels: int, reduced_channels: int | None, bins: Sequence[int], pool: str, align_corners: bool
     ) -> None:
         super().__init__()
-        self.bins, self.pool, self.align_corners = tuple(bins), pool, align_corners
+        self.bins, self.pool, self.align_corners = tuple(map(int, bins)), pool, align_corners
         self.features = nn.ModuleList()
         for b in self.bins:
             level = [_POOLS[pool](b)]
@@ -82,6 +83,7 @@ class PyramidPooling(nn.Module):
         return upsample_concat(x, self.levels(x), self.align_corners)
 
 
+@remember
 class Head(nn.Sequential):
     """3x3 convolution, batch norm, ReLU, dropout of whole channels, 1x1 classifier."""
 

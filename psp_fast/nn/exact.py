@@ -11,9 +11,10 @@ from typing import Any, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.overrides import _get_current_function_mode
+from torch.utils._device import DeviceContext
 
-from psp_fast.ops.backend import needs_plain_ops
+from psp_fast.ops.backend import is_transformed, needs_plain_ops
 
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
@@ -32,10 +33,18 @@ _FORWARDS: dict[type[nn.Module], Any] = {
         nn.MaxPool2d,
         nn.AdaptiveAvgPool2d,
         nn.AdaptiveMaxPool2d,
+        nn.Sequential,
         nn.CrossEntropyLoss,
     )
 }
 """As PyTorch defines them: tools also replace methods of whole classes."""
+_CONV_FORWARD = nn.Conv2d._conv_forward
+
+
+def remember(kind: type[nn.Module]) -> type[nn.Module]:
+    """Decorate a class of our own, so that `is_exactly` knows its forward as it is here."""
+    _FORWARDS[kind] = kind.forward
+    return kind
 
 
 def may_fuse(x: Any) -> bool:
@@ -43,12 +52,13 @@ def may_fuse(x: Any) -> bool:
     if _has_global_hooks():
         return False
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
+        return not needs_plain_ops(x)
     return (
         type(x) in _TENSORS
         and not needs_plain_ops(x)
         and nn.Module.__call__ is _CALL
-        and _get_current_dispatch_mode() is None
+        and nn.Conv2d._conv_forward is _CONV_FORWARD
+        and isinstance(_get_current_function_mode(), DeviceContext | None)
     )
 
 
@@ -86,4 +96,4 @@ def _has_global_hooks() -> bool:
 
 def _is_plain(value: Any) -> bool:
     """Whether value is missing or a tensor of PyTorch's own kind, whose memory holds its values."""
-    return value is None or type(value) in _TENSORS
+    return value is None or (type(value) in _TENSORS and not is_transformed(value))

@@ -91,6 +91,7 @@ def trains_bottleneck(x: Tensor, layers: Sequence[Layer]) -> bool:
     if not (may_fuse(x) and _is_plain(conv2) and is_pointwise(conv1) and is_pointwise(conv3)):
         return False
     square = conv2.kernel_size == (3, 3) and conv2.padding == conv2.dilation
+    square = square and conv2.in_channels == conv2.out_channels
     strided = all(is_pointwise(conv, conv2.stride[0]) for conv, *_ in shortcut)
     return square and strided and _trains_block(x, layers)
 
@@ -171,6 +172,9 @@ def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
         and conv.groups == 1
         and conv.bias is None
         and conv.padding_mode == "zeros"
+        and isinstance(conv.stride, tuple)
+        and isinstance(conv.dilation, tuple)
+        and conv.weight.shape == (conv.out_channels, conv.in_channels, *conv.kernel_size)
         and conv.stride[0] == conv.stride[1]
         and conv.dilation[0] == conv.dilation[1]
     )

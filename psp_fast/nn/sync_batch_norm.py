@@ -8,13 +8,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from psp_fast import ops
-from psp_fast.nn.exact import is_exactly, may_fuse
+from psp_fast.nn.exact import is_exactly, may_fuse, remember
 from psp_fast.ops.sync_batch_norm_relu import batch_norm_relu_of_statistics
 
 _Module = TypeVar("_Module", bound=nn.Module)
 BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
 
 
+@remember
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch norm, residual sum and ReLU in one op, statistics over all processes; the state_dict is nn.BatchNorm2d's.
 

@@ -112,7 +112,7 @@ def test_mmsegmentations_conventions_are_set_on_the_model(tmp_path):
     state = save_mmseg(tmp_path / "a.pth")
     model = empty(stem="v1c", dilation="mmseg")
     load_checkpoint(model, tmp_path / "a.pth")
-    flags = [model.align_corners, model.ppm.align_corners, model.cls.align_corners, model.aux.align_corners]
+    flags = [model.align_corners, model.ppm.align_corners]
     assert flags == [False] * 4 and model.options["align_corners"] is False
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     load_checkpoint(model, tmp_path / "a.pth", align_corners=True)

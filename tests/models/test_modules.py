@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from psp_fast import PSPNet, ops
+from psp_fast.models.pyramid import Head, PyramidPooling
 from psp_fast.nn import SyncBatchNorm2d
 from psp_fast.nn.exact import may_fuse
 from tests.models.modules import CHANGES, CLASSES, batch, make, module_by_module, units
@@ -193,6 +194,92 @@ def test_a_method_replaced_on_a_whole_class_is_called(kind: type[nn.Module], mon
         torch.testing.assert_close(got, results(model, training=False)["logits"], rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("kind", "method", "count"),
+    [
+        (PyramidPooling, "forward", 1),
+        (Head, "forward", 1),
+        (nn.Sequential, "forward", 12),
+        (nn.Conv2d, "_conv_forward", 61),
+    ],
+)
+def test_every_call_of_a_replaced_method_is_seen(
+    kind: type[nn.Module], method: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, model, calls = getattr(kind, method), make(50).eval(), []
+
+    def noted(*args: Any) -> Tensor:
+        calls.append(args[0])
+        return plain(*args)
+
+    monkeypatch.setattr(kind, method, noted)
+    with torch.no_grad():
+        model(batch()[0])
+    assert len(calls) >= count
+
+
+class _Convolutions(TorchFunctionMode):
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(func, "__name__", "") == "conv2d"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_function_mode_sees_every_convolution() -> None:
+    model = make(50).eval()
+    with torch.no_grad(), _Convolutions() as seen:
+        model(batch()[0])
+    aux = sum(isinstance(module, nn.Conv2d) for module in model.aux.modules())
+    assert seen.count == sum(isinstance(module, nn.Conv2d) for module in model.modules()) - aux
+
+
+def test_a_default_device_is_no_reason_to_call_modules() -> None:
+    with torch.device("cpu"):
+        assert may_fuse(batch()[0])
+
+
+@pytest.mark.parametrize("layers", [18, 50])
+def test_compiled_transforms_are_those_of_the_modules(layers: int) -> None:
+    block = make(layers).eval().layer1[1]
+    parameters = {name: p.detach() for name, p in block.named_parameters()}
+    x = torch.randn(1, 8 if layers == 18 else 32, 5, 7, dtype=torch.float64)
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(block, parameters, (x,)).square().sum()
+
+    want = torch.func.grad(loss)(parameters)
+    torch.testing.assert_close(torch.compile(torch.func.grad(loss), backend="aot_eager")(parameters), want)
+    assert all(value.any() for value in want.values())
+
+
+def test_numbers_in_place_of_pairs_are_pytorchs() -> None:
+    model = make(50)
+    conv = model.layer4[1].conv2
+    conv.stride, conv.dilation = 1, 4
+    got = results(model, training=False)["logits"]
+    with module_by_module():
+        torch.testing.assert_close(got, results(model, training=False)["logits"], rtol=1e-7, atol=1e-9)
+
+
+def test_a_weight_of_another_kernel_is_the_weight() -> None:
+    model = make(18).train()
+    model.layer0[0].weight = nn.Parameter(torch.randn(8, 3, 5, 5, dtype=torch.float64))
+    with module_by_module():
+        want = results(copy.deepcopy(model), training=True)
+    torch.testing.assert_close(results(model, training=True)["main"], want["main"])
+
+
+def test_a_block_narrowed_by_hand_trains() -> None:
+    model = make(50)
+    block = model.layer2[1]
+    block.conv2, block.bn2 = nn.Conv2d(16, 12, 3, padding=1, bias=False).double(), nn.BatchNorm2d(12).double()
+    block.conv3 = nn.Conv2d(12, 64, 1, bias=False).double()
+    with module_by_module():
+        want = results(copy.deepcopy(model), training=True)
+    torch.testing.assert_close(results(model, training=True)["main"], want["main"])
+
+
 def test_a_replaced_call_sees_every_module(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, model, seen = nn.Module.__call__, make(50).eval(), []
 
@@ -205,24 +292,6 @@ def test_a_replaced_call_sees_every_module(monkeypatch: pytest.MonkeyPatch) -> N
         model(batch()[0])
     called = {*model.modules()} - {model.ppm.features, model.criterion, *model.aux.modules()}
     assert {*seen} == called
-
-
-class _Names(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.add(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_dispatch_mode_sees_pytorchs_own_ops() -> None:
-    model, images = make(50).eval(), batch()[0]
-    with torch.no_grad(), _Names() as names:
-        model(images)
-    assert "aten.convolution.default" in names.seen
-    assert not any("psp_fast" in name for name in names.seen)
 
 
 def test_make_fx_traces_pytorchs_own_ops() -> None:

@@ -234,6 +234,15 @@ def test_what_a_loss_learns_is_kept() -> None:
         model.load_state_dict(make().state_dict())
 
 
+@pytest.mark.parametrize("criterion", [None, lambda logits, target: logits.sum()])
+def test_a_network_without_a_loss_module_has_weights(criterion) -> None:
+    model = make()
+    del model.criterion
+    model.criterion = criterion
+    model.load_state_dict(make().state_dict())
+    assert model.state_dict().keys() == make().state_dict().keys()
+
+
 def test_the_loss_is_the_last_child() -> None:
     """Tools that run children one after another stop before it."""
     names = ["layer0", "layer1", "layer2", "layer3", "layer4", "ppm", "cls", "aux", "criterion"]
@@ -271,6 +280,11 @@ def test_images_fit_the_first_convolution_whatever_it_is() -> None:
     assert model(torch.randn(1, 5, 33, 41)).shape == (1, 5, 33, 41)
     with pytest.raises(ValueError, match=r"images must have shape \(N, 5, H, W\), got \(1, 3, 33, 41\)"):
         model(torch.randn(1, 3, 33, 41))
+    model.layer0[0] = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 64, 3, 1, 1, bias=False))
+    assert model(torch.randn(1, 3, 34, 42)).shape == (1, 5, 34, 42)
+    for call in (make().eval(), make().eval().predict):
+        with pytest.raises(ValueError, match=r"images must have shape \(N, 3, H, W\), got \(3, 33, 41\)"):
+            call(torch.randn(3, 33, 41))
 
 
 def test_predicted_labels_in_the_type_asked_for() -> None:
