@@ -22,15 +22,19 @@ _FIELDS = {
 }
 
 
-def check_resumable(content: Mapping[str, Any], optimizer: optim.Optimizer, path: str | Path) -> None:
-    """Raise CheckpointError with the file and the field where content is not the state of such a run.
+def check_counters(content: Mapping[str, Any], path: str | Path) -> None:
+    """Raise CheckpointError with the file and the field where content is not the state of a run."""
+    check_fields(content, _FIELDS, path)
+
+
+def check_optimizer(content: Mapping[str, Any], optimizer: optim.Optimizer, path: str | Path) -> None:
+    """Raise CheckpointError with the file and the field where content's optimizer is not that of such a run.
 
     Args:
         content: of the checkpoint.
         optimizer: a new one of the run.
         path: of the checkpoint.
     """
-    check_fields(content, _FIELDS, path)
     groups = optimizer.state_dict()["param_groups"]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     expected = {

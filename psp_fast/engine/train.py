@@ -28,7 +28,7 @@ from psp_fast.engine.evaluate import evaluate
 from psp_fast.engine.inference import evaluating
 from psp_fast.engine.metrics import Metrics
 from psp_fast.engine.optim import build_optimizer, poly_lr, set_lr
-from psp_fast.engine.resumable import check_resumable
+from psp_fast.engine.resumable import check_counters, check_optimizer
 from psp_fast.engine.resuming import changes
 from psp_fast.engine.samples import build_dataset, training_batches
 from psp_fast.engine.seen import SeenLabels
@@ -311,10 +311,11 @@ class Trainer:
         } - content.keys()
         if missing:
             raise CheckpointError(f"{path} cannot be resumed from: it lacks {', '.join(sorted(missing))}")
-        check_resumable(content, self.optimizer, path)
+        check_counters(content, path)
         self.step, self.best, self.history = content["step"], content["best"], content["history"]
         self.seconds, self.validated = content["seconds"], content["validated"]
         changed = changes(content["config"], self.config, self.step, path)
+        check_optimizer(content, self.optimizer, path)
         run.load_weights(self.model, content["state_dict"], path)
         # The groups' momentum, weight decay and factor are the configuration's, not the checkpoint's.
         groups = self.optimizer.state_dict()["param_groups"]

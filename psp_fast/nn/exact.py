@@ -10,6 +10,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as module_hooks
 from torch.overrides import _get_current_function_mode
 from torch.utils._device import DeviceContext
@@ -18,7 +19,7 @@ from psp_fast.ops.backend import is_transformed, needs_plain_ops
 
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
-_TENSORS = (Tensor, nn.Parameter)
+_TENSORS = (Tensor, nn.Parameter, FakeTensor)
 _VALUES = ("weight", "bias", "running_mean", "running_var")
 _METHODS = frozenset({"forward", "_conv_forward"})
 """What tools replace on single modules."""

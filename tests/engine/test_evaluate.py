@@ -223,7 +223,10 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path, capsys):
     for i in waiting:  # a pipe in the image's place lets us stop the process there
         (tmp_path / f"{i}.png").unlink()
         os.mkfifo(tmp_path / f"{i}.png")
-    command = [sys.executable, "-m", "psp_fast", "evaluate", str(tmp_path)]
+    # Pipes are refused, so the process is made to open them.
+    code = "from psp_fast.data import images; images.open_regular = lambda path: open(path, 'rb')\n"
+    code += "from psp_fast.cli import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", code, "evaluate", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with opened(tmp_path / "2.png", process) as pipe:
         time.sleep(progress._SECONDS)  # the file is written after this image

@@ -8,7 +8,7 @@ from torch import nn, optim
 
 from psp_fast.checkpoints import save_checkpoint
 from psp_fast.engine.progress import Progress
-from psp_fast.engine.resumable import check_resumable
+from psp_fast.engine.resumable import check_counters, check_optimizer
 from psp_fast.engine.run import load_weights
 from psp_fast.errors import CheckpointError
 
@@ -39,7 +39,8 @@ def run():
 
 
 def test_what_a_run_saves_is_accepted(run):
-    check_resumable(run[1], run[0], "last.pth")
+    check_counters(run[1], "last.pth")
+    check_optimizer(run[1], run[0], "last.pth")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,8 @@ def test_a_damaged_field_is_named(run, path, value):
         owner = owner[part]
     owner[last] = value
     with pytest.raises(CheckpointError, match=rf"last\.pth.*{path.split('.')[min(1, len(parents))]}"):
-        check_resumable(content, optimizer, "last.pth")
+        check_counters(content, "last.pth")
+        check_optimizer(content, optimizer, "last.pth")
 
 
 @pytest.mark.parametrize(

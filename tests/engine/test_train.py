@@ -247,7 +247,9 @@ def test_checkpoints_that_cannot_be_resumed_are_named(finished, tmp_path):
     content = read_checkpoint(folder / LAST)
     for name, harm in (("optimizer", {"state": 3}), ("step", "four"), ("best", [1]), ("history", None)):
         save_checkpoint({**content, name: harm}, tmp_path / LAST)
-        with pytest.raises(CheckpointError, match=r"last\.pth cannot be resumed from: it is damaged"):
+        with pytest.raises(
+            CheckpointError, match=rf"last\.pth: .*{name}.* is damaged|last\.pth is damaged: its field .{name}"
+        ):
             train(tmp_path / "run", tmp_path / LAST)
     assert not (tmp_path / "run").exists()
     content["state_dict"].pop("cls.4.bias")
