@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 
 from psp_fast.ops import backend
 
@@ -65,10 +68,21 @@ def capability(request: pytest.FixtureRequest) -> Iterator[str]:
     native.set_cpu_capability(before)
 
 
+@pytest.fixture
+def needs_triton() -> None:
+    """Skip a test of Triton kernels where they cannot run, and say why."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("the package triton is not installed")
+    triton, numpy = (metadata.version(package) for package in ("triton", "numpy"))
+    if not torch.cuda.is_available() and Version(triton) < Version("3.7.1") and Version(numpy) >= Version("2.4"):
+        pytest.skip(f"the interpreter of triton {triton} fails with numpy {numpy}: install numpy<2.4")
+
+
 @pytest.fixture(params=["csrc/cpu", "triton"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Run a test on the C++ kernels, and on the Triton kernels in the interpreter."""
     if request.param == "triton":
+        request.getfixturevalue("needs_triton")
         from tests.kernels.interpreter import correct_bfloat16
 
         correct_bfloat16(monkeypatch)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton")
+
 from psp_fast import ops
 from psp_fast.ops import backend, reference
 from tests.kernels.interpreter import correct_bfloat16
 from tests.ops.checks import LAYOUTS, assert_matches, random, relative_error
 from tests.ops.upsampling import assert_classes
-
-pytest.importorskip("triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MAPS = {  # by the tile of psp_fast.kernels.sync_batch_norm_relu that they take
@@ -37,7 +37,7 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 @pytest.fixture(params=["auto", "triton"] if DEVICE == "cuda" else ["triton"])
-def setting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def setting(needs_triton: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernels that users get, which are CUDA C++ where there are any, and Triton's."""
     if DEVICE == "cpu":
         correct_bfloat16(monkeypatch)

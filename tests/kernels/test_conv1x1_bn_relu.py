@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton")
+
 from psp_fast.kernels import conv1x1_bn_relu as kernels
 from psp_fast.kernels.conv1x1_bn_relu import CONFIGS, Config
 from tests.kernels.ahead_of_time import ARCHITECTURES, SHARED_MEMORY, resources
@@ -43,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("poison_empty", "bfloat16")
 
 
 @pytest.fixture
-def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def bfloat16(needs_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
     correct_bfloat16(monkeypatch)
 
 

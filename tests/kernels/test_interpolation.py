@@ -13,6 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+pytest.importorskip("triton")
+
 from psp_fast.kernels import interpolation, pyramid_conv3x3, upsample_concat
 from tests.kernels.ahead_of_time import ARCHITECTURES, SHARED_MEMORY, resources
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("triton")
+
 from psp_fast.kernels import pyramid_pool as kernels
 from tests.kernels.ahead_of_time import ARCHITECTURES, SHARED_MEMORY, resources
 

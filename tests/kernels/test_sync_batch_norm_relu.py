@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+pytest.importorskip("triton")
+
 from psp_fast.kernels.sync_batch_norm_relu import TILES
 from tests.kernels.ahead_of_time import ARCHITECTURES, SHARED_MEMORY, resources
 

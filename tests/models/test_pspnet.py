@@ -392,6 +392,7 @@ def test_kernels_train_like_the_reference() -> None:
         torch.testing.assert_close(got[name], want[name], rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.usefixtures("needs_triton")
 def test_triton_trains_the_pyramid_and_head_like_the_reference() -> None:
     """In the interpreter, so on a small map."""
     torch.manual_seed(0)

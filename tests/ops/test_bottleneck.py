@@ -69,6 +69,7 @@ def test_matches_the_block_op_by_op(stride: int, dilation: int, shortcut: bool, 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.usefixtures("needs_triton")
 def test_triton(shortcut: bool, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last convolution normalises what it reads; near to float64, as the block op by op."""
     applied: list[int] = []  # by which weights

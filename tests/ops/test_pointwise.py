@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+pytest.importorskip("triton")
+
 from psp_fast.kernels import conv1x1_bn_relu as kernels
 from psp_fast.ops import backend, reference
 from psp_fast.ops.conv1x1_bn_relu import conv1x1_bn_relu, conv1x1_bn_relu_levels
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("poison_empty", "two_threads", "triton")
 
 
 @pytest.fixture
-def triton() -> Iterator[None]:
+def triton(needs_triton: None) -> Iterator[None]:
     with backend.use("triton"):
         yield
 

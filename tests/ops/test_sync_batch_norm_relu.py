@@ -242,6 +242,7 @@ def test_double_backward_is_refused() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.usefixtures("needs_triton")
 def test_triton_matches_reference(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, layout: str) -> None:
     """Several blocks of channels, several tiles a chunk, one chunk, and one more than are merged at once."""
     from psp_fast.kernels import sync_batch_norm_relu as kernels

@@ -254,6 +254,7 @@ def test_wrong_label_is_named(label: int, dtype: torch.dtype | None) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, in the interpreter
+@pytest.mark.usefixtures("needs_triton")
 def test_wrong_label_makes_the_loss_nan_where_finding_it_would_stop_the_device() -> None:
     x = random(2, 5, 2, 2).requires_grad_()
     target = make_labels(2, (9, 11), 5)
