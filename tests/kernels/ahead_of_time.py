@@ -19,6 +19,17 @@ from typing import Any
 ARCHITECTURES = (80, 90, 100)
 SHARED_MEMORY = {80: 166912, 90: 232448, 100: 232448}
 """Bytes of shared memory a block may use (CUDA programming guide, compute capabilities)."""
+STACK = 16
+"""Bytes a thread may keep on the stack: ptxas of some Triton releases leaves up to four words there (3.6 and 3.8, not
+3.9), mostly with registers to spare. A tile that is too large for its warps spills more."""
+
+
+def assert_fit(requests: list[dict[str, Any]]) -> None:
+    """All compile without spilling registers and within the GPU's shared memory."""
+    for asked, needed in zip(requests, resources(requests), strict=True):
+        what = f"{asked['kernel']} {asked['constexprs']} on sm_{asked['arch']}: {needed}"
+        assert needed["spills"] <= STACK, what
+        assert needed["shared"] <= SHARED_MEMORY[asked["arch"]], what
 
 
 def resources(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:

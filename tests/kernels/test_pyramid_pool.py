@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 from psp_fast.kernels import pyramid_pool as kernels
-from tests.kernels.ahead_of_time import ARCHITECTURES, SHARED_MEMORY, resources
+from tests.kernels.ahead_of_time import ARCHITECTURES, assert_fit
 
 TILES = {
     "reduce_rectangles": (kernels.CHANNELS_LAST, kernels.PLANES),
@@ -59,9 +59,7 @@ def test_compiles_without_spills(kernel: str) -> None:
         for is_max in (False, True)
         for tile in TILES[kernel]
     ]
-    for asked, needed in zip(requests, resources(requests), strict=True):
-        assert needed["spills"] == 0, asked
-        assert needed["shared"] <= SHARED_MEMORY[asked["arch"]], asked
+    assert_fit(requests)
 
 
 def test_compiles_where_every_number_is_one() -> None:
@@ -74,4 +72,4 @@ def test_compiles_where_every_number_is_one() -> None:
         asked["constexprs"] |= dict.fromkeys(ones, 1)
         asked["aligned"] = []
         requests.append(asked)
-    assert all(needed["spills"] == 0 for needed in resources(requests))
+    assert_fit(requests)

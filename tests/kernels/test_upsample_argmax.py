@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.kernels.upsampling import assert_fit, cell_requests
+from tests.kernels.ahead_of_time import assert_fit
+from tests.kernels.upsampling import cell_requests
 
 
 def test_fits_every_gpu() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.kernels.ahead_of_time import ARCHITECTURES
-from tests.kernels.upsampling import INTEGERS, assert_fit, cell_requests, request
+from tests.kernels.ahead_of_time import ARCHITECTURES, assert_fit
+from tests.kernels.upsampling import INTEGERS, cell_requests, request
 
 MODULE = "upsample_cross_entropy"
 SETTINGS = {"ignore_index": "i32", "kept": "fp32", "spread": "fp32"}
