@@ -15,7 +15,7 @@ from torch.nn.modules import module as module_hooks
 from torch.overrides import _get_current_function_mode
 from torch.utils._device import DeviceContext
 
-from psp_fast.ops.backend import is_transformed, needs_plain_ops
+from psp_fast.ops.backend import needs_plain_ops
 
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
@@ -97,4 +97,4 @@ def _has_global_hooks() -> bool:
 
 def _is_plain(value: Any) -> bool:
     """Whether value is missing or a tensor of PyTorch's own kind, whose memory holds its values."""
-    return value is None or (type(value) in _TENSORS and not is_transformed(value))
+    return value is None or type(value) in _TENSORS

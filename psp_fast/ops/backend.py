@@ -165,18 +165,13 @@ def needs_plain_ops(x: Tensor) -> bool:
     differentiation, and tensors that wrap others, such as DTensor.
     """
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting() or is_transformed(x) or forward_ad._current_level >= 0
+        return torch.compiler.is_exporting()
     return (
         torch.jit.is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or (type(x) is not Tensor and is_traceable_wrapper_subclass(x))
     )
-
-
-def is_transformed(x: Tensor) -> bool:
-    """Whether x stands for another tensor inside a transform of torch.func, also while torch.compile traces it."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

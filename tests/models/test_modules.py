@@ -239,20 +239,6 @@ def test_a_default_device_is_no_reason_to_call_modules() -> None:
         assert may_fuse(batch()[0])
 
 
-@pytest.mark.parametrize("layers", [18, 50])
-def test_compiled_transforms_are_those_of_the_modules(layers: int) -> None:
-    block = make(layers).eval().layer1[1]
-    parameters = {name: p.detach() for name, p in block.named_parameters()}
-    x = torch.randn(1, 8 if layers == 18 else 32, 5, 7, dtype=torch.float64)
-
-    def loss(parameters: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(block, parameters, (x,)).square().sum()
-
-    want = torch.func.grad(loss)(parameters)
-    torch.testing.assert_close(torch.compile(torch.func.grad(loss), backend="aot_eager")(parameters), want)
-    assert all(value.any() for value in want.values())
-
-
 def test_numbers_in_place_of_pairs_are_pytorchs() -> None:
     model = make(50)
     conv = model.layer4[1].conv2
