@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,13 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 COMPILERS = ("c++", "g++", "clang++")
+
+
+def long_description() -> str:
+    """README.md for an index: without pictures and links to files, which only the source tree has."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^]]*\]\((?![a-z]+://)[^)]*\)\n*", "", text)
+    return re.sub(r"\[([^]]*)\]\((?![a-z]+://)[^)]*\)", r"\1", text)
 
 
 def find_program(name: str) -> str | None:
@@ -100,4 +108,9 @@ class CMakeBuild(build_ext):
 
 
 if __name__ == "__main__":
-    setup(ext_modules=[Extension("psp_fast._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
+    setup(
+        long_description=long_description(),
+        long_description_content_type="text/markdown",
+        ext_modules=[Extension("psp_fast._native", sources=[])],
+        cmdclass={"build_ext": CMakeBuild},
+    )

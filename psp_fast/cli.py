@@ -8,9 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from jsonargparse import ArgumentParser
-from jsonargparse.typing import NonNegativeInt
+from typing import TYPE_CHECKING
 
 from psp_fast.configs import (
     Config,
@@ -24,6 +22,9 @@ from psp_fast.configs import (
 from psp_fast.errors import ConfigError, DataError, PspFastError
 from psp_fast.files import check_folder, free_name, locked
 from psp_fast.streams import forgive_lost_output
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 _FLAGS = ("-h", "--help", "--print_config", "--dynamic")  # options without a value
 
@@ -71,6 +72,15 @@ def main(given: Sequence[str] | None = None) -> int:
     except (PspFastError, OSError) as error:
         print(f"psp-fast: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("psp_fast"):
+            raise
+        print(
+            f"psp-fast: error: the Python module {error.name} is not installed: install psp_fast again with its "
+            f"dependencies, or the package that has {error.name}",
+            file=sys.stderr,
+        )
+        return 1
     except (MemoryError, RuntimeError) as error:
         reason = _reason(error)
         if reason is None:
@@ -155,6 +165,8 @@ def _evaluate(arguments: list[str]) -> int:
     usage = "psp-fast evaluate CHECKPOINT_OR_RUN [--data.root DIR] [--eval.mode slide] [--pictures [N]] [--out DIR]"
     description = "Measure a trained network on a validation set. Killed and started again, it goes on where it was."
     parser = config_parser("psp-fast evaluate", usage, description)
+    from jsonargparse.typing import NonNegativeInt
+
     parser.add_argument(
         "--pictures",
         type=NonNegativeInt,

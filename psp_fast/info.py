@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
+import psp_fast
 from psp_fast.errors import PspFastError
 from psp_fast.ops import backend
 
-_PACKAGES = ("psp_fast", "triton", "numpy", "pillow")
+_PACKAGES = ("triton", "numpy", "pillow")
+_TESTED = ("2.11", "2.15")
+"""The oldest and the newest torch that the tests pass with: docs/versions.md."""
 
 
 def report() -> str:
     """The whole text: one section a topic, one fact a line."""
     sections = {
-        "versions": versions(),
+        "versions": [*versions(), ("torch tested", tested(torch.__version__))],
         "machine": machine(),
         "native module": native_module(),
         "ops": [(f"{row.op} ({row.device})", f"{row.implementation}: {row.reason}") for row in backend.explain()],
@@ -33,8 +37,23 @@ def report() -> str:
 
 def versions() -> list[tuple[str, str]]:
     """(package, version) of psp_fast, Python and what numbers depend on."""
-    own = [("python", platform.python_version()), ("torch", torch.__version__)]
+    own = [("python", platform.python_version()), ("torch", torch.__version__), ("psp_fast", psp_fast.__version__)]
     return [*own, *((name, _version(name)) for name in _PACKAGES)]
+
+
+def tested(version: str) -> str:
+    """The range of torch versions that psp_fast is tested with, and a warning where `version` is outside it."""
+    oldest, newest = _TESTED
+    found = _minor(version)
+    text = f"{oldest} to {newest}"
+    if found > _minor(newest):
+        return f"{text}; warning: {version} is newer: run psp_fast's tests before you rely on it"
+    return f"{text}; warning: {version} is older: install torch>={oldest}" if found < _minor(oldest) else text
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    """(2, 11) of "2.11.0+cpu"."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def machine() -> list[tuple[str, str]]:

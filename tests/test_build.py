@@ -5,14 +5,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+from collections.abc import Iterator
+from email import message_from_bytes
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import psp_fast
 from psp_fast.ops import backend
 
 SETUP = Path(__file__).resolve().parents[1] / "setup.py"
@@ -108,3 +113,39 @@ def test_a_wrong_cxx_is_named(setup_module: ModuleType, monkeypatch: pytest.Monk
 def test_other_missing_tools_are_named(setup_module: ModuleType) -> None:
     assert "needs cmake" in setup_module.missing_tool_message("cmake")
     assert "python3-dev" in setup_module.missing_headers_message()
+
+
+@pytest.fixture
+def source_distribution(tmp_path: Path) -> Iterator[tarfile.TarFile]:
+    pytest.importorskip("setuptools", minversion="77")
+    if not (SETUP.parent / "README.md").exists():
+        pytest.skip("needs the source tree")
+    command = [sys.executable, str(SETUP), "-q", "egg_info", "--egg-base", str(tmp_path)]
+    command += ["sdist", "--dist-dir", str(tmp_path)]
+    subprocess.run(command, cwd=SETUP.parent, capture_output=True, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        yield archive
+
+
+def test_source_distribution_has_all_that_it_needs(source_distribution: tarfile.TarFile) -> None:
+    """To build, to run every test and benchmark, to read the README with its links and pictures."""
+    held = {name.partition("/")[2] for name in source_distribution.getnames()}
+    folders = ("benchmarks", "cmake", "csrc", "docs", "psp_fast", "tests")
+    paths = [path for folder in folders for path in (SETUP.parent / folder).rglob("*") if path.is_file()]
+    made = {".so", ".pyc"}
+    wanted = {path.relative_to(SETUP.parent).as_posix() for path in paths if path.suffix not in made}
+    assert wanted | {"CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "README.md", "pyproject.toml"} <= held
+    assert not [name for name in held if Path(name).suffix in made]
+
+
+def test_metadata_has_the_version_and_no_link_to_a_file(source_distribution: tarfile.TarFile) -> None:
+    name = next(name for name in source_distribution.getnames() if name.count("/") == 1 and name.endswith("PKG-INFO"))
+    content = source_distribution.extractfile(name)
+    assert content is not None
+    metadata = message_from_bytes(content.read())
+    assert metadata["Version"] == psp_fast.__version__
+    assert "Typing :: Typed" in metadata.get_all("Classifier", [])
+    assert "torch>=2.11" in metadata.get_all("Requires-Dist", [])
+    text = metadata.get_payload()
+    assert text.startswith("# psp_fast\n") and "Licence: Apache-2.0." in text
+    assert re.findall(r"\]\((?!https://)[^)]*\)", text) == []

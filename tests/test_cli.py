@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("jsonargparse")
+
 from psp_fast.cli import _separated, main
 from psp_fast.configs import Config
 from psp_fast.engine.run import before_restart, new_folder

@@ -7,6 +7,8 @@ from itertools import pairwise
 import pytest
 import yaml
 
+pytest.importorskip("jsonargparse")
+
 from psp_fast.cli import main
 from psp_fast.configs import Config, config_from_dict, config_parser, config_to_yaml, parse_config, recipe_file
 from psp_fast.configs.checks import check

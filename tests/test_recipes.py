@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("jsonargparse")
+
 from psp_fast.configs import config_parser, parse_config, recipe_file
 from psp_fast.configs.loading import RECIPES
 from psp_fast.data import LAYOUTS

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any
 
 from psp_fast.configs.checks import check
 from psp_fast.configs.schema import Config
-from psp_fast.errors import ConfigError
+from psp_fast.errors import ConfigError, PspFastError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
 
 RECIPES = Path(__file__).parent
 _LONGEST_REASON = 1000
@@ -39,7 +41,18 @@ def recipe_file(name: str) -> Path:
 
 
 def option_parser(prog: str, usage: str, description: str) -> ArgumentParser:
-    """A parser without options yet, whose mistakes `parse_options` reports."""
+    """A parser without options yet, whose mistakes `parse_options` reports.
+
+    Raises:
+        PspFastError: jsonargparse is not installed; all else in psp_fast works without it.
+    """
+    try:
+        from jsonargparse import ArgumentParser
+    except ModuleNotFoundError as error:
+        raise PspFastError(
+            f"options and recipes need the package {error.name}, which is not installed: "
+            "run `python -m pip install 'jsonargparse[signatures]'`"
+        ) from error
     from psp_fast.configs.words import PARSER_MODE
 
     return ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False, parser_mode=PARSER_MODE)

@@ -69,7 +69,7 @@ def is_exactly(module: nn.Module, *kinds: type[_Kind]) -> TypeGuard[_Kind]:
     return (
         kind in kinds
         and is_unhooked(module)
-        and _METHODS.isdisjoint(module.__dict__)
+        and not any(name in module.__dict__ for name in _METHODS)
         and _FORWARDS.get(kind, kind.forward) is kind.forward
         and all(_is_plain(getattr(module, name, None)) for name in _VALUES)
     )

@@ -158,6 +158,11 @@ def choose(op: str, x: Tensor, dtype: torch.dtype | None = None) -> str:
     return "reference"
 
 
+def is_exporting() -> bool:
+    """Whether torch.export traces this; torch.compiler.is_exporting is also true in code that torch 2.11 compiles."""
+    return torch.compiler._is_exporting_flag
+
+
 def needs_plain_ops(x: Tensor) -> bool:
     """Whether x is traced, exported or transformed, which only PyTorch's own ops can be.
 
@@ -165,7 +170,7 @@ def needs_plain_ops(x: Tensor) -> bool:
     differentiation, and tensors that wrap others, such as DTensor.
     """
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return is_exporting()
     return (
         torch.jit.is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
@@ -183,7 +188,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def autocasts(x: Tensor) -> bool:
     """Whether autocast is on for x's device; PyTorch's own question raises for "meta"."""
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def runs_triton(op: str, x: Tensor) -> bool:

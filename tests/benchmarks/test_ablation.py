@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.importorskip("jsonargparse")
+
 from benchmarks import ablation, ablation_plots, ablation_rows, results, trainings
 from benchmarks.ablation_rows import BASELINE, PAPER_1, PAPER_2, PAPER_SCALES, PSPNET, ROWS, SHORT, comparisons, summary
 from psp_fast.configs import config_parser, parse_config, recipe_file

@@ -6,6 +6,8 @@ import zipfile
 import pytest
 import torch
 
+pytest.importorskip("jsonargparse")
+
 from psp_fast.checkpoints import check_weights, read_checkpoint, read_weights
 from psp_fast.configs import Config, config_from_dict
 from psp_fast.engine.run import load_trained, saved_config

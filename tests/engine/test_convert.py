@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+pytest.importorskip("jsonargparse")
+
 from psp_fast import PSPNet
 from psp_fast.checkpoints import read_checkpoint, read_weights
 from psp_fast.checkpoints.exporting import to_mmseg, to_semseg

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("jsonargparse")
+
 from psp_fast.checkpoints import read_checkpoint, save_checkpoint
 from psp_fast.cli import main
 from psp_fast.configs import DataConfig

@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+pytest.importorskip("jsonargparse")
+
 from psp_fast import ops
 from psp_fast.checkpoints import save_checkpoint
 from psp_fast.cli import main

@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("jsonargparse")
+
 from psp_fast.checkpoints import save_checkpoint
 from psp_fast.data import default_palette
 from psp_fast.engine.predict import predict

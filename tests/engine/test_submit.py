@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("jsonargparse")
+
 from psp_fast.cli import main
 from psp_fast.configs import Config, DataConfig
 from psp_fast.data.official import cityscapes

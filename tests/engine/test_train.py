@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("jsonargparse")
+
 from psp_fast.checkpoints import read_checkpoint, save_checkpoint
 from psp_fast.configs import ScenesConfig, config_to_yaml
 from psp_fast.data.scenes import CLASSES

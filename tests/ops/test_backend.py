@@ -135,6 +135,7 @@ def test_threads_have_their_own_setting() -> None:
 
 
 @pytest.mark.parametrize("op", ["upsample_concat", "upsample_cross_entropy"])
+@pytest.mark.usefixtures("needs_triton")
 def test_backward_runs_what_forward_ran(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a thread, as autograd's for CUDA are, and after `use` has been left."""
     chosen: list[str] = []

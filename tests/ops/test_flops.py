@@ -74,6 +74,7 @@ def test_as_many_in_triton() -> None:
         assert flops(_trained_1x1) == want
 
 
+@pytest.mark.usefixtures("needs_triton")
 def test_products_that_normalise() -> None:
     """The pointwise ops of `bottleneck` in Triton, which no public op calls."""
     dz, x = random(2, 8, 4, 4), random(2, 16, 4, 4)

@@ -397,9 +397,9 @@ def test_export() -> None:
     shapes = {"x": {0: batch}, "levels": [{0: batch} for _ in SQUARE], "weight": None}
     x, weight, *levels = make_inputs(2, 5, 9, 7, 4)
     program = torch.export.export(Convolution(), (x, levels, weight), dynamic_shapes=shapes)
-    assert "psp_fast.pyramid_conv3x3" in str(program.graph)
+    assert "psp_fast" not in str(program.graph)  # plain ops, for other runtimes
     x, weight, *levels = make_inputs(3, 5, 9, 7, 4)
-    assert torch.equal(program.module()(x, levels, weight), pyramid_conv3x3(x, levels, weight))
+    torch.testing.assert_close(program.module()(x, levels, weight), pyramid_conv3x3(x, levels, weight))
 
 
 X, LEVELS, WEIGHT = torch.zeros(1, 2, 5, 5), [torch.zeros(1, 3, 2, 2)], torch.zeros(4, 5, 3, 3)

@@ -331,10 +331,10 @@ def test_export() -> None:
     x = make_map(2, 5, 13, 17)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(Pool(), (x,), dynamic_shapes={"x": {0: batch}})
-    assert "psp_fast.pyramid_pool" in str(program.graph)
+    assert "psp_fast" not in str(program.graph)  # plain ops, for other runtimes
     larger = make_map(4, 5, 13, 17)
     for y, want in zip(program.module()(larger), pyramid_pool(larger), strict=True):
-        assert torch.equal(y, want)
+        torch.testing.assert_close(y, want)
 
 
 def test_autocast_keeps_the_type() -> None:

@@ -211,6 +211,6 @@ def test_export() -> None:
     block = Block().eval()
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(block, (random(2, 5, 4, 7),), dynamic_shapes={"x": {0: batch}})
-    assert "psp_fast.batch_norm_apply" in str(program.graph)
+    assert "psp_fast" not in str(program.graph)  # plain ops, for other runtimes
     larger = random(4, 5, 4, 7)
-    assert torch.equal(program.module()(larger), block(larger))
+    torch.testing.assert_close(program.module()(larger), block(larger))

@@ -180,9 +180,9 @@ def test_export() -> None:
 
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(Predict(), (random(2, 5, 6, 7),), dynamic_shapes={"x": {0: batch}})
-    assert "psp_fast.upsample_argmax" in str(program.graph)
+    assert "psp_fast" not in str(program.graph)  # plain ops, for other runtimes
     x = random(4, 5, 6, 7)
-    assert torch.equal(program.module()(x), upsample_argmax(x, (13, 17)))
+    torch.testing.assert_close(program.module()(x), upsample_argmax(x, (13, 17)))
 
 
 @pytest.mark.parametrize(

@@ -253,9 +253,9 @@ def test_export() -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     shapes = {"x": {0: batch}, "levels": [{0: batch} for _ in SQUARE]}
     program = torch.export.export(Concat(), (random(2, 5, 9, 7), make_levels(2, SQUARE)), dynamic_shapes=shapes)
-    assert "psp_fast.upsample_concat" in str(program.graph)
+    assert "psp_fast" not in str(program.graph)  # plain ops, for other runtimes
     x, levels = random(4, 5, 9, 7), make_levels(4, SQUARE)
-    assert torch.equal(program.module()(x, levels), upsample_concat(x, levels))
+    torch.testing.assert_close(program.module()(x, levels), upsample_concat(x, levels))
 
 
 @pytest.mark.parametrize(

@@ -344,9 +344,9 @@ def test_export() -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     x, target = random(2, 5, 3, 4), make_labels(2, (9, 11), 5)
     program = torch.export.export(Loss(), (x, target), dynamic_shapes={"x": {0: batch}, "target": {0: batch}})
-    assert "psp_fast.upsample_cross_entropy" in str(program.graph)
+    assert "psp_fast" not in str(program.graph)  # plain ops, for other runtimes
     x, target = random(4, 5, 3, 4), make_labels(4, (9, 11), 5)
-    assert torch.equal(program.module()(x, target), upsample_cross_entropy(x, target))
+    torch.testing.assert_close(program.module()(x, target), upsample_cross_entropy(x, target))
 
 
 @pytest.mark.parametrize("setting", ["auto", "reference"])
