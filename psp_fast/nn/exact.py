@@ -40,6 +40,20 @@ _FORWARDS: dict[type[nn.Module], Any] = {
 }
 """As PyTorch defines them: tools also replace methods of whole classes."""
 _CONV_FORWARD = nn.Conv2d._conv_forward
+_FUNCTIONS = {
+    name: getattr(nn.functional, name)
+    for name in (
+        "conv2d",
+        "batch_norm",
+        "relu",
+        "max_pool2d",
+        "adaptive_avg_pool2d",
+        "adaptive_max_pool2d",
+        "interpolate",
+        "cross_entropy",
+    )
+}
+"""What the modules call, as PyTorch defines it: counters of operations replace these."""
 
 
 def remember(kind: type[nn.Module]) -> type[nn.Module]:
@@ -59,6 +73,7 @@ def may_fuse(x: Any) -> bool:
         and not needs_plain_ops(x)
         and nn.Module.__call__ is _CALL
         and nn.Conv2d._conv_forward is _CONV_FORWARD
+        and all(getattr(nn.functional, name) is function for name, function in _FUNCTIONS.items())
         and isinstance(_get_current_function_mode(), DeviceContext | None)
     )
 

@@ -18,7 +18,11 @@ import torch  # first, so that _native finds torch's OpenMP in the process
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode
-from torch.utils._python_dispatch import _get_current_dispatch_mode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import (
+    _get_current_dispatch_mode,
+    _get_current_dispatch_mode_stack,
+    is_traceable_wrapper_subclass,
+)
 
 from psp_fast.errors import ConfigError, PspFastError
 
@@ -164,19 +168,36 @@ def is_exporting() -> bool:
 
 
 def needs_plain_ops(x: Tensor) -> bool:
-    """Whether x is traced, exported or transformed, which only PyTorch's own ops can be.
+    """Whether x is traced, exported, transformed or watched by what only knows PyTorch's own ops.
 
     That is torch.jit.trace, torch.export and ONNX's exporters, the transforms of torch.func, forward-mode automatic
-    differentiation, and tensors that wrap others, such as DTensor.
+    differentiation, tensors that wrap others, such as DTensor, and dispatch modes of other packages.
     """
     if torch.compiler.is_compiling():
-        return is_exporting()
+        return is_exporting() or _is_transformed()
     return (
         torch.jit.is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+        or _is_transformed()
+        or _has_other_dispatch_mode()
         or (type(x) is not Tensor and is_traceable_wrapper_subclass(x))
     )
+
+
+def _is_transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+# As torch.compiler.assume_constant_result does, which would load torch._dynamo, and with it triton, at import. It holds:
+# torch.compile enters a transform while it traces the code within, and traces again for other transforms around it.
+_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _has_other_dispatch_mode() -> bool:
+    """Whether a dispatch mode is on that takes ops by the names of PyTorch's, as selective checkpoints' policies do."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    modules = [type(mode).__module__ for mode in _get_current_dispatch_mode_stack()]
+    return any(name == "torch.utils.checkpoint" or name.partition(".")[0] != "torch" for name in modules)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

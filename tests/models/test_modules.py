@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from psp_fast import PSPNet, ops
@@ -236,6 +237,54 @@ def test_a_function_mode_sees_every_convolution() -> None:
 def test_a_default_device_is_no_reason_to_call_modules() -> None:
     with torch.device("cpu"):
         assert may_fuse(batch()[0])
+
+
+@pytest.mark.parametrize("layers", [18, 50])
+@pytest.mark.parametrize("transform", ["grad", "jvp"])
+def test_compiled_transforms_are_those_of_the_modules(layers: int, transform: str) -> None:
+    block = make(layers).eval().layer1[1]
+    parameters = {name: p.detach() for name, p in block.named_parameters()}
+    x = torch.randn(1, 8 if layers == 18 else 32, 5, 7, dtype=torch.float64)
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(block, parameters, (x,)).square().sum()
+
+    def tangent(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"tangent": torch.func.jvp(loss, (parameters,), (parameters,))[1]}
+
+    run = tangent if transform == "jvp" else torch.func.grad(loss)
+    with module_by_module():
+        want = run(parameters)
+    torch.testing.assert_close(torch.compile(run, backend="aot_eager", fullgraph=True)(parameters), want)
+    assert all(value.any() for value in want.values())
+
+
+@pytest.mark.parametrize(("name", "count"), [("conv2d", 61), ("batch_norm", 60), ("relu", 50), ("cross_entropy", 2)])
+def test_every_call_of_a_replaced_function_is_seen(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, model, calls = getattr(nn.functional, name), make(50).train(), []
+
+    def noted(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(name)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, name, noted)
+    model(*batch())
+    assert len(calls) >= count
+
+
+class _Others(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func._overloadpacket is torch.ops.aten.convolution
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_of_others_sees_every_convolution() -> None:
+    model = make(50).train()
+    with _Others() as seen:
+        model(*batch())
+    assert seen.count == sum(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
 def test_numbers_in_place_of_pairs_are_pytorchs() -> None:

@@ -52,6 +52,7 @@ def test_a_step_with_checkpoints_is_the_step(layers: int, kind: str, which: str)
             model.set_submodule(name, Checkpointed(model.get_submodule(name), **KINDS[kind]))
         found = train(model)
         # Computing again updates statistics again; where it stops early, how many of them is PyTorch's matter and ours.
+        # A selective checkpoint's policy names PyTorch's ops, and the modules run.
         return {name: value for name, value in found.items() if kind != "without_reentry" or "running" not in name}
 
     got, want = both_ways(run)
