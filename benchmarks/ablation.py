@@ -55,7 +55,7 @@ def run(folder: Path, name: str, seed: int) -> tuple[dict[str, Any], dict[str, A
     if not result.exists():
         options = [*MULTI_SCALE, f"--out={result.parent}"]
         psp_fast(["evaluate", str(target / "last.pth"), *options], Path(f"{target}.multi_scale.log"), alone)
-    return found, json.loads(result.read_text())
+    return found, json.loads(result.read_text(encoding="utf-8"))
 
 
 def place(folder: Path, name: str, seed: int) -> Path:

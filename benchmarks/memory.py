@@ -59,7 +59,7 @@ def _with_peak_on_gpu(work: Callable[[], _Result]) -> tuple[_Result, int]:
 
 
 def _status(name: str) -> int:
-    for line in STATUS.read_text().splitlines():
+    for line in STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"{STATUS} has no {name}")

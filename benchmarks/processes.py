@@ -45,7 +45,7 @@ def measure(world: int) -> Comparison:
     """Forward and backward of all processes, from one barrier to the next; raises where a process's numbers differ."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_process, (world, folder), nprocs=world)
-        return summary(json.loads((Path(folder) / "times.json").read_text()))
+        return summary(json.loads((Path(folder) / "times.json").read_text(encoding="utf-8")))
 
 
 def _process(rank: int, world: int, folder: str) -> None:

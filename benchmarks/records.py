@@ -18,11 +18,11 @@ from psp_fast.files import write_text
 
 def record(run: Path) -> dict[str, Any]:
     """The record of a finished run; the configuration without the paths of the machine it ran on."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     del config["out"], config["data"]["root"]
-    history = json.loads((run / "history.json").read_text())
-    metrics = json.loads((run / "metrics.json").read_text())
-    environment = json.loads((run / "environment.json").read_text())
+    history = json.loads((run / "history.json").read_text(encoding="utf-8"))
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     return {"environment": environment, "config": config, "metrics": metrics, "history": history}
 
 

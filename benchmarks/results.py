@@ -223,8 +223,8 @@ def _classes(runs: Runs) -> str:
 
 def main() -> None:
     names = ("scenes_ablation", "same_training", "camvid")
-    records = [json.loads((DOCS / "results" / f"{name}.json").read_text()) for name in names]
-    look = (DOCS / "results" / "camvid_look.md").read_text()
+    records = [json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+    look = (DOCS / "results" / "camvid_look.md").read_text(encoding="utf-8")
     write_text(DOCS / "results.md", page(*records, look))
 
 

@@ -29,14 +29,14 @@ def train(
     """
     wanted = [f"--out={folder}", f"--train.seed={seed}", *options]
     begun = folder / "config.yaml"
-    if begun.exists() and begun.read_text() != _config(wanted):
+    if begun.exists() and begun.read_text(encoding="utf-8") != _config(wanted):
         raise PspFastError(f"{folder} holds a run with another configuration: remove it, or choose another --runs")
     kept = Path(f"{folder}.json")
     if not (begun.exists() and kept.exists()):
         command = ["train", "--resume", str(folder)] if begun.exists() else ["train", "scenes", *wanted]
         psp_fast(command, Path(f"{folder}.log"), variables)
         write_text(kept, json.dumps(record(folder)))
-    return json.loads(kept.read_text())
+    return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def psp_fast(arguments: Sequence[str], log: Path, variables: Mapping[str, str] | None = None) -> None:
@@ -46,7 +46,8 @@ def psp_fast(arguments: Sequence[str], log: Path, variables: Mapping[str, str] |
         command = [sys.executable, "-m", "psp_fast", *arguments]
         code = subprocess.call(command, stdout=output, stderr=output, env={**os.environ, **(variables or {})})
     if code:
-        raise PspFastError(f"psp-fast {' '.join(arguments)} failed; {log} ends with:\n{log.read_text()[-2000:]}")
+        end = log.read_text(encoding="utf-8")[-2000:]
+        raise PspFastError(f"psp-fast {' '.join(arguments)} failed; {log} ends with:\n{end}")
 
 
 def same_environment(runs: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:

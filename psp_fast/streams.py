@@ -40,11 +40,14 @@ def forgive_lost_output() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (open until the process ends)
             continue
         stream.flush()
-        buffer = io.BufferedWriter(_Forgiving(stream.fileno(), "w", closefd=False))
-        setattr(
-            sys,
-            name,
-            io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering),
+        raw = _Forgiving(stream.fileno(), "w", closefd=False)
+        text = io.TextIOWrapper(
+            raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[type-var]
+            stream.encoding,
+            "backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,  # python -u
         )
+        setattr(sys, name, text)
     default = threading.excepthook
     threading.excepthook = lambda given: None if isinstance(given.exc_value, OSError) else default(given)

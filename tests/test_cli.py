@@ -184,6 +184,12 @@ def test_a_run_that_torchrun_starts_again_goes_on(tree, capsys, monkeypatch):
     assert before_restart(numbered, "other") is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another job")
     assert before_restart(started, "mine") is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's own, of every launch
+    with new_folder(Config(out="unnamed"), "mine"):
+        assert before_restart(Config(out="unnamed"), "mine") == Path("unnamed")
+    monkeypatch.setattr("psp_fast.engine.run._started_at", lambda process: "another time")
+    assert before_restart(Config(out="unnamed"), "mine") is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another job")
     assert train("--out=mine") == 0 and train("--out=mine") == 0
     assert capsys.readouterr().out.count("going on at step 2\n") == 1
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -117,6 +119,16 @@ def test_the_home_folder_is_known_in_every_path(tmp_path, monkeypatch):
 def test_a_path_with_a_nul_is_refused(field):
     with pytest.raises(ConfigError, match=f"{field} holds a NUL character"):
         parse(f"--{field}", "a\0b")
+
+
+@pytest.mark.parametrize("given", ["words in a file", "words in an option"])
+def test_words_in_a_process_that_takes_text_for_ascii(tmp_path, given):
+    (tmp_path / "words.yaml").write_text("data: {classes: [Stra\u00dfe]}\n", encoding="utf-8")
+    options = ["--config=words.yaml"] if given == "words in a file" else ["--data.classes=[Stra\u00dfe]"]
+    environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "psp_fast", "train", *options]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "not UTF-8: set PYTHONUTF8=1" in done.stderr
 
 
 def test_a_path_that_no_saved_configuration_could_hold_is_refused(tmp_path):

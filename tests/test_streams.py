@@ -46,6 +46,15 @@ def test_lost_output_stops_nothing(output, tmp_path):
         assert (tmp_path / "out").read_text() == 3 * ("Stra\\xdfe " * 9999 + "\n")
 
 
+@pytest.mark.parametrize(("option", "lines"), [("-u", b"in partsnow"), ("-B", b"now")])
+def test_python_u_writes_at_once(option, lines):
+    program = [*PROGRAM.splitlines()[:2], "import os; print('in parts', end=''); os.write(1, b'now'); os._exit(0)"]
+    command = [sys.executable, option, "-c", "\n".join(program), streams.__file__]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.stdout == lines
+
+
 def test_other_errors_of_threads_are_still_shown(monkeypatch):
     shown = []
     monkeypatch.setattr(threading, "excepthook", shown.append)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import locale
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,6 +132,9 @@ def config_to_yaml(config: Config) -> str:
 def _reason(error: Exception) -> str:
     """What jsonargparse says, which repeats the value, however long."""
     text = str(getattr(error, "message", error))
+    encoding = locale.getpreferredencoding(False)
+    if "codec can't" in text and encoding.lower().replace("-", "") != "utf8":
+        return f"this process takes text for {encoding}, not UTF-8: set PYTHONUTF8=1, or a UTF-8 locale ({text})"
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
 
 

@@ -35,6 +35,8 @@ def predict(trained: Trained, images: Sequence[str], folder: Path, config: Confi
         DataError: an image that cannot be read, two whose results would have the same name, or a file in the place of
             a result that is not an earlier one of the same image; then nothing is written.
     """
+    if nameless := next((image for image in images if "\0" in image), None):
+        raise DataError(f"{nameless!r} holds a NUL character, which no path can")
     paths = [Path(image) for image in images]
     stem, count = Counter(path.stem for path in paths).most_common(1)[0]
     if count > 1:

@@ -134,7 +134,7 @@ def check_result(result: Path) -> None:
     if not result.exists():
         return
     try:
-        content = json.loads(result.read_text())
+        content = json.loads(result.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or not {"miou", "classes"} <= content.keys():

@@ -78,13 +78,15 @@ def _is_untouched(folder: Path) -> bool:
     """Whether the configuration in folder, if there is one, is as a new run wrote it."""
     written = _started(folder).get("config_sha256")
     path = folder / CONFIG_FILE
-    return written is not None and (not path.exists() or _sha256(path.read_text(errors="replace")) == written)
+    if written is None or not path.exists():
+        return written is not None
+    return _sha256(path.read_text(encoding="utf-8", errors="replace")) == written
 
 
 def _started(folder: Path) -> dict[str, Any]:
     """What a new run wrote into folder of its start; nothing where none did."""
     try:
-        found = json.loads((folder / ENVIRONMENT).read_text())
+        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -102,7 +104,7 @@ def before_restart(config: Config, recipe: str) -> Path | None:
     text = config_to_yaml(config)
     for folder in folders:
         path = folder / CONFIG_FILE
-        if _started(folder).get("launch") == _launch() and path.is_file() and path.read_text() == text:
+        if _started(folder).get("launch") == _launch() and path.is_file() and path.read_text(encoding="utf-8") == text:
             return folder
     return None
 
@@ -110,7 +112,17 @@ def before_restart(config: Config, recipe: str) -> Path | None:
 def _launch() -> str | None:
     """What the processes that one torchrun starts, and starts again, have in common; None without torchrun."""
     launch = os.environ.get("TORCHELASTIC_RUN_ID")
-    return f"{platform.node()} {os.getppid()}" if launch == "none" else launch  # torchrun's default
+    if launch != "none":  # torchrun's default
+        return launch
+    return f"{platform.node()} {os.getppid()} {_started_at(os.getppid())}"
+
+
+def _started_at(process: int) -> str:
+    """When a process started, in ticks of Linux's clock, because its number is given again to later ones."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def checkpoint_to_resume(folder: Path) -> Path | None:

@@ -198,7 +198,7 @@ class PSPNet(nn.Module):
             x: images (N, in_channels, H, W), normalised; any H and W.
             y: labels (N, h, w) or (N, 1, h, w) of `output_size(H, W)`, any integer type; read in training only.
         """
-        if may_fuse(x):  # else x may stand for images of any shape
+        if may_fuse(x) or not isinstance(x, Tensor | torch.fx.Proxy):  # else x may stand for images of any shape
             self._check_images(x)
         size = self.output_size(x.shape[2], x.shape[3])
         if not self.training or isinstance(y, torch.fx.Proxy):  # a traced graph is one of images
@@ -239,7 +239,12 @@ class PSPNet(nn.Module):
         return head_of_pyramid(self.cls, self.ppm, deep) if self.use_ppm else self.cls(deep), aux
 
     def _check_images(self, x: Tensor) -> None:
-        """Raise ValueError where x is no map, or does not fit the convolution that reads it, if that is plain."""
+        """Raise where x is no tensor or no map, or does not fit the convolution that reads it, if that is plain."""
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"PSPNet: images must be a tensor (N, C, H, W), not {type(x).__name__}; torch.from_numpy makes one of "
+                "an array"
+            )
         first = next(iter(self.layer0.children()), None)
         plain = isinstance(first, nn.Conv2d) and first.in_channels > 0
         channels = cast(nn.Conv2d, first).in_channels if plain else None

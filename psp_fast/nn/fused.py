@@ -38,16 +38,19 @@ def conv_bn_relu(x: Tensor, layer: Layer, shortcut: Callable[[], Tensor] | None 
     conv, bn, relu = layer
     if not (may_fuse(x) and _normalises(bn, relu)):
         return _called(convolve(x, conv), bn, relu, shortcut)
+    residual = None if shortcut is None else shortcut()
+    if residual is not None and residual.dtype != ops.backend.compute_dtype(x):  # the sum is of a wider type
+        y = conv_bn_relu(x, (conv, bn, None)) + residual
+        return y if relu is None else relu(y)
     bn, rectifies = cast(BatchNorm, bn), relu is not None
     if is_pointwise(conv):
-        residual = None if shortcut is None else shortcut()
         return ops.conv1x1_bn_relu(x, **_pointwise_arguments(conv, bn, x), residual=residual, relu=rectifies)
     if shortcut is None and is_3x3(conv) and _is_frozen(bn, conv.weight, x):
         assert bn.running_mean is not None and bn.running_var is not None  # _is_frozen says so
         scale, shift = scale_and_shift(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
         return conv3x3_affine_relu(x, conv.weight, conv.dilation[0], scale, shift, rectifies)
     y = convolve(x, conv)
-    return normalise(bn, y, None if shortcut is None else shortcut(), relu=rectifies)
+    return normalise(bn, y, residual, relu=rectifies)
 
 
 def _called(y: Tensor, bn: nn.Module, relu: nn.Module | None, shortcut: Callable[[], Tensor] | None = None) -> Tensor:
@@ -92,6 +95,8 @@ def trains_bottleneck(x: Tensor, layers: Sequence[Layer]) -> bool:
         return False
     square = conv2.kernel_size == (3, 3) and conv2.padding == conv2.dilation
     square = square and conv2.in_channels == conv2.out_channels
+    if not shortcut and ops.backend.compute_dtype(x) != x.dtype:
+        return False  # x is added as it is, and the sum is of its type
     strided = all(is_pointwise(conv, conv2.stride[0]) for conv, *_ in shortcut)
     return square and strided and _trains_block(x, layers)
 

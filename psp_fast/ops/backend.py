@@ -187,8 +187,8 @@ def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-# As torch.compiler.assume_constant_result does, which would load torch._dynamo, and with it triton, at import. It holds:
-# torch.compile enters a transform while it traces the code within, and traces again for other transforms around it.
+# As torch.compiler.assume_constant_result does, which would load torch._dynamo, and with it triton, at import. It
+# holds: torch.compile enters a transform while it traces the code within, and traces again within others.
 _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -229,6 +229,13 @@ def test_folders_that_do_not_match(tmp_path, harm, message):
         folder_dataset(tmp_path, ["train"], ["sky", "road", "tree"])
 
 
+def test_hidden_files_and_folders_are_no_samples(tmp_path):
+    root = trees.folder(tmp_path)
+    trees.image(root / "images/train/.thumbnails/3.jpg", (8, 8), 0)
+    (root / "images/train/._2.jpg").write_bytes(b"of another file system")
+    assert len(folder_dataset(root, ["train"], ["sky", "road", "tree"])) == 3
+
+
 def test_an_empty_folder(tmp_path):
     for name in ("images", "labels"):
         (tmp_path / name / "train").mkdir(parents=True)

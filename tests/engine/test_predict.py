@@ -84,6 +84,11 @@ def test_a_broken_image_is_named_before_anything_is_written(trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_path_with_a_nul_is_refused(trained, tmp_path):
+    with pytest.raises(DataError, match=r"'a\\x00b.jpg' holds a NUL character"):
+        predict(trained, ["a\0b.jpg"], tmp_path, CONFIG, CPU)
+
+
 def test_more_than_256_classes(tmp_path):
     Image.fromarray(pixels()).save(tmp_path / "photo.png")
     torch.manual_seed(0)

@@ -272,6 +272,20 @@ def test_every_call_of_a_replaced_function_is_seen(name: str, count: int, monkey
     assert len(calls) >= count
 
 
+@pytest.mark.parametrize("layers", [18, 50])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_block_within_autocast_gives_the_modules_type(layers: int, training: bool) -> None:
+    blocks = make(layers).float().train(training).layer1
+    x = torch.randn(2, blocks[0].conv1.in_channels, 9, 7)
+    for block in blocks:
+        with torch.autocast("cpu", torch.bfloat16):
+            got = copy.deepcopy(block)(x)
+            with module_by_module():
+                want = block(x)
+        torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)
+        x = want.detach().float()
+
+
 class _Others(TorchDispatchMode):
     count = 0
 

@@ -1,7 +1,9 @@
 """PSPNet's options, sizes and errors; its numbers are compared with semseg's in test_semseg_parity.py."""
 
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -285,6 +287,13 @@ def test_images_fit_the_first_convolution_whatever_it_is() -> None:
     for call in (make().eval(), make().eval().predict):
         with pytest.raises(ValueError, match=r"images must have shape \(N, 3, H, W\), got \(3, 33, 41\)"):
             call(torch.randn(3, 33, 41))
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, 3, 33, 41), np.float32), [[1.0]], "image.jpg", None])
+def test_images_are_tensors(images: Any) -> None:
+    for call in (make().eval(), make().train(), make().eval().predict):
+        with pytest.raises(TypeError, match=rf"images must be a tensor \(N, C, H, W\), not {type(images).__name__}"):
+            call(images)
 
 
 def test_predicted_labels_in_the_type_asked_for() -> None:

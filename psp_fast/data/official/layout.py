@@ -49,9 +49,10 @@ def unpacked(root: Path, marker: str, *inner: str) -> Path:
 
 
 def listed(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Files in and below a folder by their path in it without their ending, sorted; hidden ones are left out.
+    """Files in and below a folder by their path in it without their ending, sorted.
 
-    Folders behind links count, except links to a folder that they are in. Raises DataError for unreadable folders.
+    Hidden files and folders are left out. Folders behind links count, except links to a folder that they are in.
+    Raises DataError for unreadable folders.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; check data.root and the split")
@@ -59,7 +60,7 @@ def listed(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     for path in sorted(_files(folder, frozenset())):
         name = path.relative_to(folder).as_posix()
         ending = next((ending for ending in endings if name.lower().endswith(ending.lower())), None)
-        if ending is None or path.name.startswith("."):
+        if ending is None:
             continue
         if other := found.get(name[: -len(ending)]):
             raise DataError(f"{path} and {other.name} have the same name but for the ending; remove one")
@@ -68,11 +69,11 @@ def listed(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
 
 
 def _files(folder: Path, around: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """Files in and below a folder; `around` has the device and number of each folder on the way to it."""
+    """Files in and below a folder, not hidden; `around` has the device and number of each folder on the way to it."""
     try:
         place = folder.stat()
         with os.scandir(folder) as entries:
-            inside = [(Path(entry.path), entry.is_dir()) for entry in entries]
+            inside = [(Path(entry.path), entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(f"{folder}: this folder cannot be read ({error.strerror}); check its permissions") from error
     if (place.st_dev, place.st_ino) in around:  # a link back would lead round for ever

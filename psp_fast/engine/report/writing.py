@@ -80,7 +80,7 @@ def check_report(folder: Path, count: int) -> None:
     pictures = [folder / "pictures" / f"{name}.png" for name in (*kinds, "confusion", "classes")]
     check_replaceable(pictures, _MARK, "from an earlier evaluation")
     page = folder / _PAGE
-    if page.exists() and START not in page.read_text(errors="replace"):
+    if page.exists() and START not in page.read_text(encoding="utf-8", errors="replace"):
         raise DataError(f"{page} is there already and is not from an earlier evaluation: move it, or use another --out")
 
 
