@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from psp_fast.configs import (
     recipe_file,
 )
 from psp_fast.errors import ConfigError, DataError, PspFastError
-from psp_fast.files import check_folder, free_name, locked
+from psp_fast.files import check_folder, expanded, free_name, locked
 from psp_fast.streams import forgive_lost_output
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def _train(arguments: list[str]) -> int:
     from psp_fast.engine.train import Trainer
 
     ranks, stem = distributed.start(config.device), Path(recipe).stem
+    if not ranks.main:
+        logging.getLogger("psp_fast").setLevel(logging.ERROR)  # one process tells what was loaded
     resumed = resumed or ranks.from_main(run.before_restart(config, stem) if ranks.main else None)
     with contextlib.ExitStack() as held:
         if resumed and ranks.main:
@@ -156,7 +159,7 @@ def _resumed(arguments: Sequence[str], usage: str) -> Path | None:
             "--resume takes the folder of a run and no other option; to change how the run goes on, edit its "
             f"config.yaml\nusage: {usage}"
         )
-    return Path(words[1])
+    return Path(expanded(words[1]))
 
 
 def _evaluate(arguments: list[str]) -> int:

@@ -15,6 +15,16 @@ from typing import BinaryIO
 from psp_fast.errors import PspFastError
 
 
+def expanded(path: str) -> str:
+    """The path with the home folder for ~; as it is if there is no such home."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        return path
+
+
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a file for reading. Pipes and devices are refused: reading them can block, or never end.
 
@@ -128,6 +138,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         raise PspFastError(
             f"cannot write {path}: {error.strerror}; free disk space or choose another folder"
         ) from error
+
+
+def read_text(path: str | Path) -> str:
+    """UTF-8 text, what is none of it replaced; raises OSError as `open_regular` does."""
+    with open_regular(path) as file:
+        return file.read().decode(errors="replace")
 
 
 def write_text(path: str | Path, text: str) -> None:

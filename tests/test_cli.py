@@ -3,7 +3,10 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 
 pytest.importorskip("jsonargparse")
 
+from psp_fast.checkpoints import save_checkpoint
 from psp_fast.cli import _separated, main
 from psp_fast.configs import Config
 from psp_fast.engine.run import before_restart, new_folder
@@ -115,6 +119,37 @@ def test_a_start_that_failed_leaves_its_folder_free(tree, capsys):
     events = sum(path.read_bytes().count(b"main_loss") for path in (tree / "run" / "tensorboard").iterdir())
     assert "steps: 1" in (tree / "run" / "config.yaml").read_text() and events == 1
     assert train("--out=run") == 2
+
+
+def test_a_start_that_failed_goes_on_once_its_configuration_is_mended(tree, capsys):
+    assert train("--out=run", "--train.batch_size=1") == 1
+    config = tree / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("batch_size: 1", "batch_size: 2"))
+    assert main(["train", "--resume=run"]) == 0
+
+
+def test_a_run_in_the_home_folder_is_resumed(tree, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tree))
+    assert main(["train", "--resume=~/run"]) == 2
+    assert f"{tree}/run" in said(capsys)
+
+
+def test_a_table_of_what_pretrained_weights_fill_is_printed(tree):
+    save_checkpoint(PSPNet(18, classes=3, output_stride=16, pretrained=False).state_dict(), tree / "first.pth")
+    recipe("{root: ., classes: [sky, ground]}")
+    options = [*OPTIONS, "--train.steps=1", "--model.pretrained=first.pth", str(tree / "mine.yaml")]
+    command = [sys.executable, "-m", "psp_fast", "train", *options]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"new +.*cls\.4", done.stderr) and done.stderr.count("layer4") == 1
+
+
+def test_output_that_nobody_reads_stops_no_command(tree):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "psp_fast", "info"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_recipe_of_the_users_in_the_output_folder_is_kept(tree, capsys):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from psp_fast.configs.checks import check
 from psp_fast.configs.schema import Config
 from psp_fast.errors import ConfigError, PspFastError
+from psp_fast.files import expanded
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -27,7 +28,7 @@ def recipe_file(name: str) -> Path:
         ConfigError: there is neither, and the message lists the recipes; or the file is not text.
     """
     _check_utf8("the recipe's name", name)
-    path = Path(_expanded(name))
+    path = Path(expanded(name))
     if path.is_file():
         try:
             path.read_text(encoding="utf-8")
@@ -179,7 +180,7 @@ def _path(field: str, path: str) -> str:
     if "\0" in path:
         raise ConfigError(f"{field} holds a NUL character, which no path can: {path!r}")
     _check_utf8(field, path)
-    return _expanded(path)
+    return expanded(path)
 
 
 def _check_utf8(what: str, path: str) -> None:
@@ -188,13 +189,3 @@ def _check_utf8(what: str, path: str) -> None:
         path.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"{what} {path!r} is not UTF-8: use another name, or a link to it") from error
-
-
-def _expanded(path: str) -> str:
-    """The path with the home folder for ~; as it is if there is no such home."""
-    if not path.startswith("~"):
-        return path
-    try:
-        return str(Path(path).expanduser())
-    except RuntimeError:
-        return path

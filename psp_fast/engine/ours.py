@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from psp_fast.errors import DataError
+from psp_fast.files import open_regular
 
 _KEY = "Software"  # PNG's own name for what wrote a file
 
@@ -22,7 +23,7 @@ def mark(command: str, source: Path | None = None) -> dict[str, str]:
 def has_mark(path: Path, expected: dict[str, str]) -> bool:
     """Whether path is a PNG file that carries the text."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             return image.format == "PNG" and image.info.get(_KEY) == expected[_KEY]
     except Exception:  # whatever a file of the user's makes Pillow raise
         return False

@@ -22,6 +22,7 @@ from psp_fast.configs import Config
 from psp_fast.data import Dataset
 from psp_fast.engine.distributed import Ranks
 from psp_fast.errors import CheckpointError, PspFastError
+from psp_fast.files import open_regular, read_text
 
 _SECONDS = 1.0  # between two writings of the file, at least
 _ZIP = b"PK"  # the first bytes of what torch.save writes
@@ -83,9 +84,8 @@ class Progress:
         try:
             content = read_checkpoint(file)
         except CheckpointError as error:
-            with file.open("rb") as opened:
-                if opened.read(len(_ZIP)) != _ZIP:
-                    raise _not_ours(file) from error
+            if not _is_archive(file):
+                raise _not_ours(file) from error
             _report_damage(error)
             return
         if "evaluation" not in content:
@@ -134,11 +134,20 @@ def check_result(result: Path) -> None:
     if not result.exists():
         return
     try:
-        content = json.loads(result.read_text(encoding="utf-8"))
+        content = json.loads(read_text(result))
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or not {"miou", "classes"} <= content.keys():
         raise PspFastError(f"{result} is there already and is not an evaluation's: move it, or use another --out")
+
+
+def _is_archive(file: Path) -> bool:
+    """Whether the file begins as one that `Progress.save` wrote."""
+    try:
+        with open_regular(file) as opened:
+            return opened.read(len(_ZIP)) == _ZIP
+    except OSError:
+        return False
 
 
 def _not_ours(file: Path) -> CheckpointError:

@@ -22,7 +22,7 @@ from psp_fast.checkpoints.fields import CLASSES, CONFIG, PALETTE, STATE_DICT, ch
 from psp_fast.configs import AugmentConfig, Config, ModelConfig, config_from_dict, config_to_yaml
 from psp_fast.data import Dataset
 from psp_fast.errors import CheckpointError, ConfigError, PspFastError
-from psp_fast.files import locked, write_text
+from psp_fast.files import locked, read_text, write_text
 from psp_fast.info import environment
 from psp_fast.models import PSPNet
 
@@ -78,15 +78,13 @@ def _is_untouched(folder: Path) -> bool:
     """Whether the configuration in folder, if there is one, is as a new run wrote it."""
     written = _started(folder).get("config_sha256")
     path = folder / CONFIG_FILE
-    if written is None or not path.exists():
-        return written is not None
-    return _sha256(path.read_text(encoding="utf-8", errors="replace")) == written
+    return written is not None and (not path.exists() or _sha256(read_text(path)) == written)
 
 
 def _started(folder: Path) -> dict[str, Any]:
     """What a new run wrote into folder of its start; nothing where none did."""
     try:
-        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        found = json.loads(read_text(folder / ENVIRONMENT))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -104,7 +102,7 @@ def before_restart(config: Config, recipe: str) -> Path | None:
     text = config_to_yaml(config)
     for folder in folders:
         path = folder / CONFIG_FILE
-        if _started(folder).get("launch") == _launch() and path.is_file() and path.read_text(encoding="utf-8") == text:
+        if _started(folder).get("launch") == _launch() and path.is_file() and read_text(path) == text:
             return folder
     return None
 

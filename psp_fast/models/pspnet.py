@@ -16,7 +16,7 @@ from psp_fast.checkpoints import Paths, Weights, load_pretrained, load_weights, 
 from psp_fast.errors import CheckpointError
 from psp_fast.models.arguments import check_arguments
 from psp_fast.models.pyramid import Head, PyramidPooling, head_of_pyramid
-from psp_fast.models.resnet import initialise, make_stages, make_stem
+from psp_fast.models.resnet import Stem, initialise, make_stages, make_stem
 from psp_fast.nn.exact import is_exactly, is_unhooked, may_fuse
 from psp_fast.normalisation import MEAN, STD, for_channels
 
@@ -31,8 +31,9 @@ class PSPNet(nn.Module):
         classes: number of classes, at least 2.
         zoom_factor: 1, 2, 4 or 8: size of the output, ((H - 1) // 8) * zoom_factor + 1; 8 gives the input's own H x W.
         use_ppm: False leaves the pyramid out (the paper's dilated FCN baseline).
-        criterion: loss of full-resolution logits and labels; nn.CrossEntropyLoss takes the fused path. Class
-            weights of PyTorch's losses are no part of the state_dict: they are set here, not by weight files.
+        criterion: loss of full-resolution logits and labels; nn.CrossEntropyLoss takes the fused path: in fp32, and 0
+            where all labels are ignored. Class weights of PyTorch's losses are no part of the state_dict: they are set
+            here, not by weight files.
         pretrained: True reads initmodel/resnet{layers}_v2.pth, a path reads that file, False starts from scratch. Of
             ImageNet weights or a whole PSPNet every part that fits is loaded (other classes: new classifiers), and a
             table of the parts is logged.
@@ -198,7 +199,7 @@ class PSPNet(nn.Module):
             x: images (N, in_channels, H, W), normalised; any H and W.
             y: labels (N, h, w) or (N, 1, h, w) of `output_size(H, W)`, any integer type; read in training only.
         """
-        if may_fuse(x) or not isinstance(x, Tensor | torch.fx.Proxy):  # else x may stand for images of any shape
+        if may_fuse(x) or not hasattr(x, "__torch_function__"):  # else x may stand for images of any shape
             self._check_images(x)
         size = self.output_size(x.shape[2], x.shape[3])
         if not self.training or isinstance(y, torch.fx.Proxy):  # a traced graph is one of images
@@ -223,7 +224,7 @@ class PSPNet(nn.Module):
                 "PSPNet: predict needs eval mode (dropout and batch statistics are on): call model.eval() first"
             )
         # Hooks on the network, and subclasses, see the call that they know.
-        known = type(self).forward is PSPNet.forward and "forward" not in self.__dict__ and is_unhooked(self)
+        known = type(self).forward is _FORWARD and "forward" not in self.__dict__ and is_unhooked(self) and may_fuse(x)
         self._check_images(x)
         logits = self._logits(x)[0] if known else self(x)
         return ops.upsample_argmax(logits, x.shape[2:], self.align_corners, dtype=dtype)
@@ -240,13 +241,13 @@ class PSPNet(nn.Module):
 
     def _check_images(self, x: Tensor) -> None:
         """Raise where x is no tensor or no map, or does not fit the convolution that reads it, if that is plain."""
-        if not isinstance(x, Tensor):
+        if not hasattr(x, "__torch_function__"):
             raise TypeError(
                 f"PSPNet: images must be a tensor (N, C, H, W), not {type(x).__name__}; torch.from_numpy makes one of "
                 "an array"
             )
         first = next(iter(self.layer0.children()), None)
-        plain = isinstance(first, nn.Conv2d) and first.in_channels > 0
+        plain = is_exactly(self.layer0, Stem, nn.Sequential) and first is not None and is_exactly(first, nn.Conv2d)
         channels = cast(nn.Conv2d, first).in_channels if plain else None
         if x.ndim != 4 or channels not in (None, x.shape[1]):
             raise ValueError(f"PSPNet: images must have shape (N, {channels or 'C'}, H, W), got {tuple(x.shape)}")
@@ -274,6 +275,9 @@ class PSPNet(nn.Module):
             "align_corners": self.align_corners,
             "reduction": self.criterion.reduction,
         }
+
+
+_FORWARD = PSPNet.forward  # as it is here: tools also replace methods of whole classes
 
 
 def _class_weights(model: PSPNet, prefix: str) -> str | None:

@@ -11,7 +11,7 @@ from psp_fast import ops
 from psp_fast.nn.exact import is_exactly, may_fuse, remember
 from psp_fast.nn.fused import conv_bn_relu, conv_bn_relu_levels, is_3x3, pyramid_conv_bn_relu
 from psp_fast.nn.sync_batch_norm import is_batch_norm, synced_group
-from psp_fast.ops import reference
+from psp_fast.ops import backend, reference
 
 _POOLS: dict[str, type[nn.Module]] = {"avg": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}
 
@@ -79,8 +79,9 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x and its upsampled levels, concatenated: (N, out_channels, H, W)."""
-        upsample_concat = ops.upsample_concat if may_fuse(x) else reference.upsample_concat
-        return upsample_concat(x, self.levels(x), self.align_corners)
+        levels = self.levels(x)
+        upsample_concat = ops.upsample_concat if _may_join(x, levels) else reference.upsample_concat
+        return upsample_concat(x, levels, self.align_corners)
 
 
 @remember
@@ -95,6 +96,10 @@ class Head(nn.Sequential):
             nn.Dropout2d(dropout),
             nn.Conv2d(channels, classes, 1),
         )
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """A module, or those of a slice as an nn.Sequential."""
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes, H, W) of x (N, C, H, W)."""
@@ -111,7 +116,16 @@ def head_of_pyramid(head: nn.Module, ppm: nn.Module, x: Tensor) -> Tensor:
     conv, bn, relu, *rest = head
     if not (is_3x3(conv) and conv.dilation == (1, 1)):
         return head(ppm(x))
-    return _apply(rest, pyramid_conv_bn_relu(x, ppm.levels(x), (conv, bn, relu), ppm.align_corners))
+    levels = ppm.levels(x)
+    if not _may_join(x, levels):
+        return head(reference.upsample_concat(x, levels, ppm.align_corners))
+    return _apply(rest, pyramid_conv_bn_relu(x, levels, (conv, bn, relu), ppm.align_corners))
+
+
+def _may_join(x: Tensor, levels: Sequence[Tensor]) -> bool:
+    """Whether an op takes x and its levels side by side: they have one type, or autocast gives them one."""
+    alike = backend.autocasts(x) or all(level.dtype == x.dtype for level in levels)
+    return alike and may_fuse(x) and all(map(may_fuse, levels))
 
 
 def _apply(modules: Sequence[nn.Module], x: Tensor) -> Tensor:

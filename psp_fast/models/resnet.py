@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from psp_fast.nn.exact import is_exactly, may_fuse
+from psp_fast.nn.exact import is_exactly, may_fuse, remember
 from psp_fast.nn.fused import Layer, bottleneck, conv_bn_relu, stem, trains_bottleneck, trains_stem
 
 BLOCKS = {
@@ -118,13 +118,14 @@ def _shortcut(x: Tensor, pool: nn.Module | None, downsample: nn.Module | None) -
     return downsample(x) if projection is None else conv_bn_relu(x, projection)
 
 
+@remember
 class Stem(nn.Sequential):
     """Convolution, batch norm, ReLU (once, or three times), then max pooling: 1/4 resolution."""
 
     def forward(self, x: Tensor) -> Tensor:
-        *modules, pool = self
-        if len(modules) % 3 or not may_fuse(x):
+        if len(self) % 3 != 1 or not may_fuse(x):
             return super().forward(x)
+        *modules, pool = self
         layers = list(zip(modules[::3], modules[1::3], modules[2::3], strict=True))
         if trains_stem(x, layers, pool):
             return stem(x, layers)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any, TypeGuard, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as module_hooks
-from torch.overrides import _get_current_function_mode
+from torch.overrides import _get_current_function_mode_stack, _len_torch_function_stack
 from torch.utils._device import DeviceContext
 
 from psp_fast.ops.backend import needs_plain_ops
@@ -21,9 +22,8 @@ _Kind = TypeVar("_Kind", bound=nn.Module)
 
 _TENSORS = (Tensor, nn.Parameter, FakeTensor)
 _VALUES = ("weight", "bias", "running_mean", "running_var")
-_METHODS = frozenset({"forward", "_conv_forward"})
+_METHODS = ("forward", "_conv_forward", "_call_impl", "_wrapped_call_impl")
 """What tools replace on single modules."""
-_CALL = nn.Module.__call__
 _FORWARDS: dict[type[nn.Module], Any] = {
     kind: kind.forward
     for kind in (
@@ -39,21 +39,27 @@ _FORWARDS: dict[type[nn.Module], Any] = {
     )
 }
 """As PyTorch defines them: tools also replace methods of whole classes."""
-_CONV_FORWARD = nn.Conv2d._conv_forward
-_FUNCTIONS = {
-    name: getattr(nn.functional, name)
-    for name in (
-        "conv2d",
-        "batch_norm",
-        "relu",
-        "max_pool2d",
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "interpolate",
-        "cross_entropy",
+
+
+def _called() -> tuple[Any, ...]:
+    """The functions that calls of modules come down to."""
+    return (
+        nn.Module.__call__,
+        nn.Module._call_impl,
+        nn.Conv2d._conv_forward,
+        F.conv2d,
+        F.batch_norm,
+        F.relu,
+        F.max_pool2d,
+        F.adaptive_avg_pool2d,
+        F.adaptive_max_pool2d,
+        F.interpolate,
+        F.cross_entropy,
     )
-}
-"""What the modules call, as PyTorch defines it: counters of operations replace these."""
+
+
+_CALLED = _called()
+"""As PyTorch defines them: counters of operations replace these."""
 
 
 def remember(kind: type[nn.Module]) -> type[nn.Module]:
@@ -64,30 +70,61 @@ def remember(kind: type[nn.Module]) -> type[nn.Module]:
 
 def may_fuse(x: Any) -> bool:
     """Whether ops may run in place of modules on x: nothing traces, counts, hooks or transforms the computation."""
-    if _has_global_hooks():
+    if _has_global_hooks() or _is_patched() or not isinstance(x, Tensor) or not x.is_floating_point():
         return False
     if torch.compiler.is_compiling():
         return not needs_plain_ops(x)
     return (
         type(x) in _TENSORS
+        and x.layout is torch.strided
         and not needs_plain_ops(x)
-        and nn.Module.__call__ is _CALL
-        and nn.Conv2d._conv_forward is _CONV_FORWARD
-        and all(getattr(nn.functional, name) is function for name, function in _FUNCTIONS.items())
-        and isinstance(_get_current_function_mode(), DeviceContext | None)
+        and (not _len_torch_function_stack() or all(map(_is_default, _get_current_function_mode_stack())))
     )
+
+
+def _is_patched() -> bool:
+    """Whether somebody has replaced what calls of modules come down to."""
+    return _called() != _CALLED
+
+
+# Not traced by torch.compile: it is asked once, when the code is compiled.
+_is_patched._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _is_default(mode: Any) -> bool:
+    """Whether a function mode is that of a default device, which changes no computation."""
+    return isinstance(mode, DeviceContext)
 
 
 def is_exactly(module: nn.Module, *kinds: type[_Kind]) -> TypeGuard[_Kind]:
     """Whether calling module does what one of these classes does, on plain tensors, and nothing else."""
     kind = type(module)
+    if kind not in kinds or not is_unhooked(module) or _FORWARDS.get(kind, kind.forward) is not kind.forward:
+        return False
+    if torch.compiler.is_compiling():
+        return not _has_own_methods(module) and all(_is_plain(getattr(module, name, None)) for name in _VALUES)
+    own = module.__dict__
     return (
-        kind in kinds
-        and is_unhooked(module)
-        and not any(name in module.__dict__ for name in _METHODS)
-        and _FORWARDS.get(kind, kind.forward) is kind.forward
-        and all(_is_plain(getattr(module, name, None)) for name in _VALUES)
+        kind.__call__ is _CALLED[0]
+        and not any(name in own for name in _METHODS)
+        and all(_is_plain(store[name]) for store in _stores(module) for name in _VALUES if name in store)
     )
+
+
+def _has_own_methods(module: nn.Module) -> bool:
+    """Whether a method of module alone has been replaced; in code that torch.compile guards."""
+    if _code(module.forward) is not _code(type(module).forward):
+        return True
+    return isinstance(module, nn.Conv2d) and _code(module._conv_forward) is not _code(nn.Conv2d._conv_forward)
+
+
+def _code(function: Any) -> Any:
+    return getattr(function, "__code__", None)
+
+
+def _stores(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """Where a module keeps its tensors: replicas of nn.DataParallel as plain attributes."""
+    return module._parameters, module._buffers, module.__dict__
 
 
 def is_unhooked(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ module is called.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,25 +38,43 @@ def conv_bn_relu(x: Tensor, layer: Layer, shortcut: Callable[[], Tensor] | None 
     conv, bn, relu = layer
     if not (may_fuse(x) and _normalises(bn, relu)):
         return _called(convolve(x, conv), bn, relu, shortcut)
-    residual = None if shortcut is None else shortcut()
-    if residual is not None and residual.dtype != ops.backend.compute_dtype(x):  # the sum is of a wider type
-        y = conv_bn_relu(x, (conv, bn, None)) + residual
-        return y if relu is None else relu(y)
     bn, rectifies = cast(BatchNorm, bn), relu is not None
     if is_pointwise(conv):
-        return ops.conv1x1_bn_relu(x, **_pointwise_arguments(conv, bn, x), residual=residual, relu=rectifies)
+        arguments = _pointwise_arguments(conv, bn, x)
+        residual = None if shortcut is None else shortcut()
+        shape = (x.shape[0], conv.out_channels, *x.shape[2:])
+        if residual is None or _is_map(residual, shape, ops.backend.compute_dtype(x), x.device):
+            return ops.conv1x1_bn_relu(x, **arguments, residual=residual, relu=rectifies)
+        return _summed(ops.conv1x1_bn_relu(x, **arguments, residual=None, relu=False), residual, relu)
     if shortcut is None and is_3x3(conv) and _is_frozen(bn, conv.weight, x):
         assert bn.running_mean is not None and bn.running_var is not None  # _is_frozen says so
         scale, shift = scale_and_shift(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
         return conv3x3_affine_relu(x, conv.weight, conv.dilation[0], scale, shift, rectifies)
     y = convolve(x, conv)
-    return normalise(bn, y, residual, relu=rectifies)
+    if not may_fuse(y):
+        return _called(y, bn, relu, shortcut)
+    residual = None if shortcut is None else shortcut()
+    if residual is None or _is_map(residual, y.shape, y.dtype, y.device):
+        return normalise(bn, y, residual, relu=rectifies)
+    return _summed(normalise(bn, y, relu=False), residual, relu)
 
 
 def _called(y: Tensor, bn: nn.Module, relu: nn.Module | None, shortcut: Callable[[], Tensor] | None = None) -> Tensor:
     y = bn(y)
-    y = y if shortcut is None else y + shortcut()
+    if shortcut is not None:
+        return _summed(y, shortcut(), relu)
     return y if relu is None else relu(y)
+
+
+def _summed(y: Tensor, residual: Any, relu: nn.Module | None) -> Tensor:
+    """relu(y + residual), whatever the residual is: PyTorch broadcasts and promotes it."""
+    y = y + residual
+    return y if relu is None else relu(y)
+
+
+def _is_map(residual: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether residual is what an op can add to its result of this shape and type."""
+    return may_fuse(residual) and (residual.shape, residual.dtype, residual.device) == (shape, dtype, device)
 
 
 def conv_bn_relu_levels(xs: Sequence[Tensor], layers: Sequence[Layer]) -> list[Tensor]:
@@ -141,7 +159,7 @@ def _trains_block(x: Tensor, layers: Sequence[Layer]) -> bool:
         return False
     if not ops.backend.autocasts(x) and any(conv.weight.dtype != x.dtype for conv, *_ in layers):
         return False  # the modules say what is wrong
-    gradient = torch.is_grad_enabled() and any(p.requires_grad for conv, *_ in layers for p in conv.parameters())
+    gradient = torch.is_grad_enabled() and any(cast(nn.Conv2d, conv).weight.requires_grad for conv, *_ in layers)
     return gradient and bool(layers[0][1].training) and runs_block(x)
 
 

@@ -14,6 +14,8 @@ def whole_number(value: Any) -> Any:
     """The int that an int, a NumPy scalar or a tensor of one element holds; None for anything else."""
     if isinstance(value, int | torch.SymInt):
         return None if isinstance(value, bool) else value
+    if isinstance(value, Sequence):  # torch.compile of torch 2.11 lets the question below fail
+        return None
     try:
         return operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # NumPy and PyTorch raise each of these for an array of several

@@ -173,18 +173,19 @@ def needs_plain_ops(x: Tensor) -> bool:
     That is torch.jit.trace, torch.export and ONNX's exporters, the transforms of torch.func, forward-mode automatic
     differentiation, tensors that wrap others, such as DTensor, and dispatch modes of other packages.
     """
+    transformed = _is_transformed() or forward_ad._current_level >= 0
     if torch.compiler.is_compiling():
-        return is_exporting() or _is_transformed()
+        return transformed or is_exporting()
     return (
-        torch.jit.is_tracing()
-        or _is_transformed()
+        transformed
+        or torch.jit.is_tracing()
         or _has_other_dispatch_mode()
         or (type(x) is not Tensor and is_traceable_wrapper_subclass(x))
     )
 
 
 def _is_transformed() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 # As torch.compiler.assume_constant_result does, which would load torch._dynamo, and with it triton, at import. It

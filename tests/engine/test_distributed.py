@@ -22,6 +22,14 @@ input()
 """
 
 
+MEETING = """
+import os, torch
+from psp_fast.engine import distributed
+assert distributed.start("cpu").sum(torch.ones(1)) == 2
+os._exit(0)  # as a process that fails leaves its addresses in the store
+"""
+
+
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGSTOP])
 def test_another_processes_end_or_silence_is_a_sentence(monkeypatch, capsys, ending):
     monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=20))
@@ -52,6 +60,19 @@ def test_another_processes_end_or_silence_is_a_sentence(monkeypatch, capsys, end
         process.kill()
         process.wait()
         distributed.stop()
+
+
+def test_processes_started_again_do_not_meet_those_that_ended(monkeypatch):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, 1, is_master=True, wait_for_workers=False)
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    environment = {**os.environ, **given, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for restart in ("0", "1"):
+        command = [sys.executable, "-c", MEETING]
+        started = [
+            subprocess.Popen(command, env={**environment, "RANK": rank, "TORCHELASTIC_RESTART_COUNT": restart})
+            for rank in ("0", "1")
+        ]
+        assert [process.wait(timeout=120) for process in started] == [0, 0]
 
 
 def waiting(ranks):

@@ -1,5 +1,7 @@
 """Predicting the user's own images, whatever their kind."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,10 @@ def test_only_earlier_results_of_the_same_image_are_replaced(trained, tmp_path):
         predict(trained, [str(tmp_path / f"{name}.png") for name in ("a", "b_labels", "b")], tmp_path, CONFIG, CPU)
     assert (tmp_path / "b_labels.png").read_bytes() == before
     assert not (tmp_path / "a_labels.png").exists()  # told before anything is written
+    os.mkfifo(tmp_path / "a_overlay.png")
+    with pytest.raises(DataError, match=r"a_overlay\.png is there already"):
+        predict(trained, [str(tmp_path / "a.png")], tmp_path, CONFIG, CPU)
+    (tmp_path / "a_overlay.png").unlink()
     for _ in range(2):
         predict(trained, [str(tmp_path / "a.png")], tmp_path, CONFIG, CPU)
     with pytest.raises(DataError, match=r"a_labels\.png is there already and is not an earlier result of .*y/a\.png"):

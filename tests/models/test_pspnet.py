@@ -1,6 +1,9 @@
 """PSPNet's options, sizes and errors; its numbers are compared with semseg's in test_semseg_parity.py."""
 
 import copy
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -36,8 +39,9 @@ def test_blocks_of_every_depth(layers):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 31), (57, 73), (64, 50), (120, 17)])
-def test_any_size_gives_logits_and_label_map_of_that_size(height, width):
-    model = make().eval()
+@pytest.mark.parametrize("layers", [18, 50])
+def test_any_size_gives_logits_and_label_map_of_that_size(height, width, layers):
+    model = make(layers=layers).eval()
     images, _ = batch(height, width)
     with torch.no_grad():
         logits = model(images)
@@ -45,6 +49,31 @@ def test_any_size_gives_logits_and_label_map_of_that_size(height, width):
     assert logits.shape == (2, 5, height, width)
     assert labels.dtype == torch.uint8
     assert torch.equal(labels.long(), logits.argmax(1))
+
+
+MANY_SIZES = """
+import resource, torch
+from psp_fast import PSPNet
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model, sizes = PSPNet(18, classes=5, pretrained=False).eval(), torch.Generator().manual_seed(0)
+print(peak())
+for i in range(13):
+    height, width = torch.randint(200, 513, (2,), generator=sizes).tolist() if i else (512, 512)
+    model.predict(torch.randn(1, 3, height, width))
+print(peak())
+"""
+
+
+def test_images_of_many_sizes_leave_no_holes_in_memory() -> None:
+    grown = {}
+    for setting in ("auto", "reference"):
+        environment = {**os.environ, "PSP_FAST_OPS": setting}
+        done = subprocess.run(
+            [sys.executable, "-c", MANY_SIZES], capture_output=True, text=True, check=True, env=environment
+        )
+        before, after = map(int, done.stdout.split())
+        grown[setting] = after - before
+    assert grown["auto"] < 1.5 * grown["reference"]
 
 
 @pytest.mark.parametrize("zoom_factor", [1, 2, 4, 8])
@@ -423,6 +452,8 @@ def test_compiles_whole(backend: str, layers: int, tolerance: float | None) -> N
     """torch.compile without a graph break: prediction logits and a training step."""
     torch.manual_seed(0)
     model = PSPNet(layers, classes=5, pretrained=False, dropout=0.0)
+    for i in range(1, 5):  # blocks that project their shortcut, and blocks that do not: the rest are alike
+        setattr(model, f"layer{i}", getattr(model, f"layer{i}")[: 2 if i < 3 else 1])
     images, labels = torch.randn(2, 3, 33, 33), torch.randint(0, 5, (2, 33, 33))
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     model.train()
@@ -441,12 +472,15 @@ def test_compiles_whole(backend: str, layers: int, tolerance: float | None) -> N
         torch.testing.assert_close(compiled(images), model(images), rtol=tolerance, atol=tolerance)
 
 
-def test_exports() -> None:
-    model = PSPNet(50, classes=5, pretrained=False).eval()
-    images = torch.randn(1, 3, 57, 65)
+@pytest.mark.parametrize("sizes", [[(57, 65)], [(57, 65), (33, 90)]])
+def test_exports(sizes: list[tuple[int, int]]) -> None:
+    model = make(layers=50).eval()
+    free = None if len(sizes) == 1 else ({2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
     with torch.no_grad():
-        program = torch.export.export(model, (images,))
-        torch.testing.assert_close(program.module()(images), model(images), rtol=1e-4, atol=1e-4)
+        program = torch.export.export(model, (torch.randn(1, 3, *sizes[0]),), dynamic_shapes=free)
+        for size in sizes:
+            images = torch.randn(1, 3, *size)
+            torch.testing.assert_close(program.module()(images), model(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layers", [18, 50])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from psp_fast import ops
 from psp_fast.ops.conv3x3 import conv3x3
@@ -75,6 +76,32 @@ def operands() -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
         ),
         "upsample_cross_entropy": (lambda x: ops.upsample_cross_entropy(x, target), random(1, 5, 4, 4)),
     }
+
+
+@pytest.mark.parametrize("op", sorted(operands()))
+@pytest.mark.parametrize("way", ["jvp", "dual numbers"])
+def test_forward_derivatives_are_the_references(op: str, way: str) -> None:
+    function, x = operands()[op]
+    direction = random(*x.shape, seed=7)
+
+    def tangent() -> Tensor:
+        if way == "jvp":
+            return torch.func.jvp(function, (x,), (direction,))[1]
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction))).tangent
+
+    got = tangent()
+    with ops.use("reference"):
+        torch.testing.assert_close(got, tangent())
+    assert got.any()
+
+
+def test_forward_derivative_of_a_frozen_layer() -> None:
+    mean, var, weight, x = torch.zeros(4), torch.ones(4), random(4, 3, 1, 1), random(2, 3, 5, 5)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        y = ops.conv1x1_bn_relu(dual, weight, None, None, mean, var, training=False, relu=False)
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, y)
 
 
 @pytest.mark.parametrize("op", sorted(operands()))

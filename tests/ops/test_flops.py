@@ -67,6 +67,7 @@ def test_as_many_as_the_reference(case: str) -> None:
     assert ("conv" in case) == (want[0] > 0)
 
 
+@pytest.mark.usefixtures("needs_triton")
 def test_as_many_in_triton() -> None:
     with ops.use("reference"):
         want = flops(_trained_1x1)

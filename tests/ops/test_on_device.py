@@ -186,7 +186,7 @@ def test_gpu_never_waits(setting: None, case: Case) -> None:
     torch.cuda.synchronize()
     with waiting_is_an_error():
         case.run(tensors)
-        refill(tensors, values)  # the folded weight is made anew
+        refill(tensors, values)
         results = case.run(tensors)
     assert_same(results, case.run(case.tensors(1, "cuda")))
 

@@ -35,12 +35,37 @@ class ExportNetwork(nn.Module):
         if hasattr(self.model, "aux"):
             del self.model.aux
         _fold_batch_norms(self.model)
+        if torch.__version__ < (2, 12):  # type: ignore[operator]
+            _free_sizes(self.model)
         if model.use_ppm:
             self.model.ppm = _Pyramid(self.model.ppm)  # type: ignore[assignment]
         self.model.float().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.model(images)) if self.output == "logits" else self.model.predict(images)
+
+
+def _free_sizes(model: PSPNet) -> None:
+    """Pool with stride 1, and keep every other pixel: torch 2.11 exports stride 2 for the example's parity alone."""
+    model.layer0[-1] = _MaxPool()
+    for module in model.modules():
+        if isinstance(getattr(module, "pool", None), nn.AvgPool2d):
+            module.pool = _AveragePool()
+
+
+class _MaxPool(nn.Module):
+    """The stem's: 3x3, stride 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 3, 1, 1)[:, :, ::2, ::2]
+
+
+class _AveragePool(nn.Module):
+    """A shortcut's: 2x2, stride 2, of what is inside the map where its side is odd."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total, share = (F.avg_pool2d(F.pad(t, (0, 1, 0, 1)), 2, 1) for t in (x, torch.ones_like(x[:1, :1])))
+        return (total / share)[:, :, ::2, ::2]
 
 
 class _Pyramid(nn.Module):

@@ -23,7 +23,7 @@ from psp_fast.engine.report.page import START, Sample, Themed, page
 from psp_fast.engine.report.plots import DARK, LIGHT, confusion_figure, iou_figure
 from psp_fast.error_pictures import board, legend, panels
 from psp_fast.errors import DataError
-from psp_fast.files import write_bytes, write_text
+from psp_fast.files import read_text, write_bytes, write_text
 from psp_fast.models import PSPNet
 
 _PAGE, _MARK = "evaluation.html", mark("evaluate")
@@ -80,8 +80,15 @@ def check_report(folder: Path, count: int) -> None:
     pictures = [folder / "pictures" / f"{name}.png" for name in (*kinds, "confusion", "classes")]
     check_replaceable(pictures, _MARK, "from an earlier evaluation")
     page = folder / _PAGE
-    if page.exists() and START not in page.read_text(encoding="utf-8", errors="replace"):
+    if page.exists() and not _is_page(page):
         raise DataError(f"{page} is there already and is not from an earlier evaluation: move it, or use another --out")
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        return START in read_text(path)
+    except OSError:
+        return False
 
 
 def chosen(image_iou: Sequence[float], count: int) -> tuple[list[int], list[int]]:
