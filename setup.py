@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -15,6 +16,18 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+READ_ONCE = (
+    "CC",
+    "CXX",
+    "CFLAGS",
+    "CXXFLAGS",
+    "CPPFLAGS",
+    "LDFLAGS",
+    "CUDACXX",
+    "CUDAFLAGS",
+    "CUDAHOSTCXX",
+    "CUDA_PATH",
+)
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -62,7 +75,7 @@ def missing_tool_message(name: str) -> str:
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds CMakeLists.txt in build_temp and leaves the module where setuptools expects it."""
+    """Configures and builds CMakeLists.txt in a folder and leaves the module where setuptools expects it."""
 
     def build_extension(self, ext: Extension) -> None:
         """Build `ext` and print one line that says what was built."""
@@ -72,11 +85,21 @@ class CMakeBuild(build_ext):
             raise SystemExit(f"error: {missing_headers_message()}")
         cmake, ninja = self.tool("cmake"), self.tool("ninja")
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve()
+        build = self.folder().resolve()
         build.mkdir(parents=True, exist_ok=True)
         self.cmake(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *self.definitions(ninja, module))
         self.cmake(cmake, "--build", str(build))
         print((build / "summary.txt").read_text(encoding="utf-8"), flush=True)
+
+    def folder(self) -> Path:
+        """Where to build. Editable installs keep it, so that the next one compiles what has changed alone.
+
+        What CMake reads once, when it first configures a folder, is part of its name.
+        """
+        if not self.editable_mode:
+            return Path(self.build_temp)
+        given = [sys.version, find_compiler(), shutil.which("nvcc"), *map(os.environ.get, READ_ONCE)]
+        return ROOT / "build" / f"editable-{hashlib.sha256(repr(given).encode()).hexdigest()[:12]}"
 
     def tool(self, name: str) -> str:
         """The path of a build tool; ends the build with what to install when it is missing."""

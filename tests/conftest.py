@@ -47,6 +47,13 @@ def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
     return poisoned
 
 
+@pytest.fixture(autouse=True)
+def forget_compiled_code(request: pytest.FixtureRequest) -> None:
+    """torch.compile keeps no more than a few versions of a function, of all tests in a process."""
+    if "compil" in request.node.name and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Run a test with two threads whatever the machine has."""

@@ -124,8 +124,9 @@ def head_of_pyramid(head: nn.Module, ppm: nn.Module, x: Tensor) -> Tensor:
 
 def _may_join(x: Tensor, levels: Sequence[Tensor]) -> bool:
     """Whether an op takes x and its levels side by side: they have one type, or autocast gives them one."""
-    alike = backend.autocasts(x) or all(level.dtype == x.dtype for level in levels)
-    return alike and may_fuse(x) and all(map(may_fuse, levels))
+    if not (may_fuse(x) and all(map(may_fuse, levels))):
+        return False
+    return backend.autocasts(x) or all(level.dtype == x.dtype for level in levels)
 
 
 def _apply(modules: Sequence[nn.Module], x: Tensor) -> Tensor:

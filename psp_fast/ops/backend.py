@@ -194,11 +194,15 @@ _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _has_other_dispatch_mode() -> bool:
-    """Whether a dispatch mode is on that takes ops by the names of PyTorch's, as selective checkpoints' policies do."""
+    """Whether a dispatch mode is on that takes ops by the names of PyTorch's, as selective checkpoints' policies do.
+
+    One of another package that knows psp_fast's ops says so by an attribute knows_psp_fast that is true.
+    """
     if not torch._C._len_torch_dispatch_stack():
         return False
-    modules = [type(mode).__module__ for mode in _get_current_dispatch_mode_stack()]
-    return any(name == "torch.utils.checkpoint" or name.partition(".")[0] != "torch" for name in modules)
+    modes = [mode for mode in _get_current_dispatch_mode_stack() if not getattr(mode, "knows_psp_fast", False)]
+    names = [type(mode).__module__ for mode in modes]
+    return any(name == "torch.utils.checkpoint" or name.partition(".")[0] != "torch" for name in names)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

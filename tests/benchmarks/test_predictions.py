@@ -45,7 +45,5 @@ def test_committed_page_is_what_the_script_computes() -> None:
     number = re.compile(r"\d+(?:\.\d+)?")
     computed = predictions.page()
     assert number.sub("", text) == number.sub("", computed), "run `python -m benchmarks.predictions`"
-    if torch.__version__ < (2, 12):  # counts more of the loss's operators
-        return
     pairs = [[float(value) for value in number.findall(page)] for page in (text, computed)]
     assert pairs[0] == pytest.approx(pairs[1], rel=0.05, abs=0.05)

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,10 @@ def test_any_size_gives_logits_and_label_map_of_that_size(height, width, layers)
 
 
 MANY_SIZES = """
-import resource, torch
+import re, torch
+from pathlib import Path
 from psp_fast import PSPNet
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = lambda: int(re.search("VmHWM: *(.*) kB", Path("/proc/self/status").read_text())[1])
 model, sizes = PSPNet(18, classes=5, pretrained=False).eval(), torch.Generator().manual_seed(0)
 print(peak())
 for i in range(13):
@@ -64,6 +66,7 @@ print(peak())
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no Linux")
 def test_images_of_many_sizes_leave_no_holes_in_memory() -> None:
     grown = {}
     for setting in ("auto", "reference"):
@@ -453,7 +456,7 @@ def test_compiles_whole(backend: str, layers: int, tolerance: float | None) -> N
     torch.manual_seed(0)
     model = PSPNet(layers, classes=5, pretrained=False, dropout=0.0)
     for i in range(1, 5):  # blocks that project their shortcut, and blocks that do not: the rest are alike
-        setattr(model, f"layer{i}", getattr(model, f"layer{i}")[: 2 if i < 3 else 1])
+        setattr(model, f"layer{i}", getattr(model, f"layer{i}")[: 2 if i == 1 else 1])
     images, labels = torch.randn(2, 3, 33, 33), torch.randint(0, 5, (2, 33, 33))
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     model.train()

@@ -118,7 +118,7 @@ def test_kernels_refuse_what_they_would_read_past() -> None:
         native(x, weight, 1, torch.ones(19), torch.ones(20), False)
     with pytest.raises(ValueError, match=r"dy must be \(2, 20, 13, 18\), not \(2, 19, 13, 18\)"):
         backward(dy[:, :19], x, weight, 1, [True, True])
-    with pytest.raises(ValueError, match=r"of torch\.float64"):
+    with pytest.raises(TypeError, match=r"dy must have torch\.float32, not torch\.float64"):
         backward(dy.double(), x, weight, 1, [True, True])
 
 
