@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -474,6 +475,22 @@ def test_every_way_into_a_call_is_seen(where: str, monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         block(torch.randn(1, 32, 9, 9, dtype=torch.float64))
     assert block.conv2 in calls
+
+
+def test_compiled_code_has_ops_outside_of_transforms_alone() -> None:
+    block, x, found = make(50).float().eval().layer1[1], torch.randn(1, 32, 33, 33), list[str]()
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        found.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    compiled = torch.compile(block, backend=aot_autograd(fw_compiler=backend), fullgraph=True)
+    with torch.no_grad():
+        compiled(x)
+    assert any("batch_norm" in name for name in found) and any("psp_fast" in name for name in found)
+    found.clear()
+    torch.compile(torch.func.grad(lambda x: block(x).sum()), backend=aot_autograd(fw_compiler=backend))(x)
+    assert found and not any("psp_fast" in name for name in found)
 
 
 def test_forward_derivatives_of_a_network_that_is_compiled_already() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 from psp_fast import ops
 from psp_fast.errors import ConfigError
-from psp_fast.ops import backend
+from psp_fast.ops import backend, reference
+from psp_fast.ops.conv3x3 import conv3x3
 from tests.ops.checks import random
 
 _registered = torch.ops.psp_fast
@@ -163,3 +165,11 @@ def test_compiled_code_follows_the_setting() -> None:
         with backend.use("reference"):
             compiled(x, level)
         assert called
+
+
+def test_tensors_that_wrap_others_run_the_reference() -> None:
+    x, weight = random(1, 16, 16, 16), random(16, 16, 3, 3)
+    assert backend.choose("conv3x3", x) == "csrc/cpu"
+    assert backend.choose("conv3x3", TwoTensor(x, x)) == "reference"
+    y = conv3x3(TwoTensor(x, x), TwoTensor(weight, weight))
+    torch.testing.assert_close(y.b, reference.conv3x3(x, weight))
