@@ -96,6 +96,17 @@ def test_measures_are_those_of_predict():
     assert found.confusion.dtype == torch.int64 and found.confusion.sum() == 3 * 49 * 57
 
 
+def test_an_image_too_large_for_memory_is_named(monkeypatch):
+    config, dataset, model = make()
+
+    def short(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(type(model), "predict", short)
+    with pytest.raises(DataError, match=rf"{dataset.name(0)}: there is not enough memory for its \d+x\d+ pixels"):
+        evaluate(model, dataset, config, ONE)
+
+
 def _shared(rank, world, expected, one_image, folder):
     ranks = Ranks(rank, world, CPU)
     config, dataset, model = make(IMAGES)
