@@ -1,5 +1,6 @@
 """Which samples a step sees."""
 
+import multiprocessing
 import os
 import warnings
 
@@ -110,6 +111,8 @@ def full(self):
 def test_images_that_do_not_fit_into_shared_memory_arrive_as_an_error(monkeypatch):
     """Never is what the DataLoader would make of it: it loses them in a thread, and waits."""
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    fork = multiprocessing.get_context("fork")  # whose processes see the line above
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", fork)
     config = small.config(train__workers=1, train__steps=1)
     [batch] = training_batches(config, build_dataset(config.data, "train"), 0, 0, 1)
     [sample] = evaluation_samples(build_dataset(config.data, "val"), [1], 1)
