@@ -91,7 +91,7 @@ def test_arrays_of_a_pdparams_file(tmp_path, protocol):
     [
         (pickle.dumps({"a": Hostile()}), r"calls (posix|nt)\.system"),
         (pickle.dumps({"a": np.array([Hostile()], object)}), r"calls (posix|nt)\.system"),
-        (pickle.dumps({"a": np.array([None, "b"], object)}, 4), "a is damaged: an array of something other than numbers"),
+        (pickle.dumps({"a": np.array([None, 1], object)}, 4), "a is damaged: an array of something other than numbers"),
         (pickle.dumps({"a": np.array(["text"])}, 4), "a is damaged: an array of something other than numbers"),
         (pickle.dumps({"a": 1}), "a is a int, not an array"),
         (pickle.dumps([1]), "holds a list"),
