@@ -4,7 +4,7 @@
 #include "cpu/memory.h"
 
 namespace psp_fast {
-namespace {
+namespace conv3x3_binding {
 
 constexpr int64_t kSpareTiles = 256;
 
@@ -67,9 +67,10 @@ void define(py::module_& module, const char* name) {
              py::call_guard<py::gil_scoped_release>());
 }
 
-}  // namespace
+}  // namespace conv3x3_binding
 
 void define_conv3x3(py::module_& module) {
+  using namespace conv3x3_binding;
   define<forward>(module, "conv3x3_forward_cpu");
   define<backward_weight>(module, "conv3x3_backward_weight_cpu");
 }

@@ -4,7 +4,7 @@
 #include "bindings/pyramid.h"
 
 namespace psp_fast {
-namespace {
+namespace pyramid_conv3x3_binding {
 
 PyramidWeight pyramid_weight(uintptr_t address, const Sizes& strides) {
   return {pointer<void>(address), strides[0], strides[1], strides[2], strides[3]};
@@ -55,9 +55,10 @@ void backward_cpu(const std::string& dtype, const std::string& weight_dtype, boo
   PSP_FAST_CALL_CPU_KERNEL(pyramid_conv3x3_backward, args)
 }
 
-}  // namespace
+}  // namespace pyramid_conv3x3_binding
 
 void define_pyramid_conv3x3(py::module_& module) {
+  using namespace pyramid_conv3x3_binding;
   module.def("pyramid_conv3x3_forward_cpu", &forward_cpu, "dtype"_a, "weight_dtype"_a, "align_corners"_a, "sizes"_a,
              "map"_a, "map_strides"_a, "levels"_a, "weight"_a, "weight_strides"_a, "statistics"_a, "threads"_a,
              py::call_guard<py::gil_scoped_release>());

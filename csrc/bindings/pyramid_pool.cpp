@@ -5,7 +5,7 @@
 #include "cpu/memory.h"
 
 namespace psp_fast {
-namespace {
+namespace pyramid_pool_binding {
 
 using CpuKernel = void (*)(const PyramidPoolArgs&);
 
@@ -35,9 +35,10 @@ void define_cpu(py::module_& module, const char* name) {
              "levels"_a, "indices"_a, "threads"_a, py::call_guard<py::gil_scoped_release>());
 }
 
-}  // namespace
+}  // namespace pyramid_pool_binding
 
 void define_pyramid_pool(py::module_& module) {
+  using namespace pyramid_pool_binding;
   define_cpu<forward_cpu>(module, "pyramid_pool_forward_cpu");
   define_cpu<backward_cpu>(module, "pyramid_pool_backward_cpu");
 }

@@ -6,7 +6,7 @@
 namespace psp_fast {
 
 #ifdef PSP_FAST_CUDA
-namespace {
+namespace pyramid_pool_cuda_binding {
 
 using CudaKernel = void (*)(const PyramidPoolCudaArgs&);
 
@@ -34,9 +34,10 @@ py::tuple plan_numbers(int32_t height, int32_t width, const std::vector<int32_t>
   return py::make_tuple(plan.numbers(), plan.rectangles());
 }
 
-}  // namespace
+}  // namespace pyramid_pool_cuda_binding
 
 void define_pyramid_pool_cuda(py::module_& module) {
+  using namespace pyramid_pool_cuda_binding;
   define_cuda<pyramid_pool_cuda_forward>(module, "pyramid_pool_forward_cuda");
   define_cuda<pyramid_pool_cuda_backward>(module, "pyramid_pool_backward_cuda");
   module.def("pyramid_plan", &plan_numbers, "height"_a, "width"_a, "bins"_a,

@@ -5,7 +5,7 @@
 #include "cpu/memory.h"
 
 namespace psp_fast {
-namespace {
+namespace sync_batch_norm_relu_binding {
 
 using CpuKernel = void (*)(const BatchNormArgs&);
 
@@ -76,9 +76,10 @@ void define_cpu(py::module_& module, const char* name) {
              "running_var"_a = 0, "momentum"_a = 0, "eps"_a = 0, py::call_guard<py::gil_scoped_release>());
 }
 
-}  // namespace
+}  // namespace sync_batch_norm_relu_binding
 
 void define_sync_batch_norm_relu(py::module_& module) {
+  using namespace sync_batch_norm_relu_binding;
   define_cpu<statistics_cpu>(module, "batch_norm_statistics_cpu");
   define_cpu<apply_cpu>(module, "batch_norm_apply_cpu");
   define_cpu<forward_cpu>(module, "batch_norm_forward_cpu");

@@ -6,7 +6,7 @@
 namespace psp_fast {
 
 #ifdef PSP_FAST_CUDA
-namespace {
+namespace sync_batch_norm_relu_cuda_binding {
 
 // Every array of every kernel, by name; those that a kernel does not need are null.
 struct Arrays {
@@ -89,9 +89,10 @@ int32_t groups(const BatchNormOnChip& plan) {
 
 py::tuple one_read(const BatchNormPlan& plan) { return py::make_tuple(groups(plan.forward), groups(plan.backward)); }
 
-}  // namespace
+}  // namespace sync_batch_norm_relu_cuda_binding
 
 void define_sync_batch_norm_relu_cuda(py::module_& module) {
+  using namespace sync_batch_norm_relu_cuda_binding;
   py::class_<BatchNormPlan>(module, "BatchNormPlan", "How batch norm runs on maps of one kind on the current device.")
       .def(py::init(&plan_of), "dtype"_a, "channels_last"_a, "sizes"_a)
       .def_readonly("scratch", &BatchNormPlan::scratch, "Floats of scratch that a call needs.")

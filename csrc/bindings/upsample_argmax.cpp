@@ -4,7 +4,7 @@
 #include "cpu/dispatch.h"
 
 namespace psp_fast {
-namespace {
+namespace upsample_argmax_binding {
 
 void run_cpu(const std::string& dtype, uintptr_t logits, const Sizes& sizes, const Sizes& strides,
              const std::array<int64_t, 2>& size, bool align_corners, uintptr_t labels, int threads) {
@@ -26,9 +26,10 @@ void run_cpu(const std::string& dtype, uintptr_t logits, const Sizes& sizes, con
   PSP_FAST_CALL_CPU_KERNEL(upsample_argmax, args)
 }
 
-}  // namespace
+}  // namespace upsample_argmax_binding
 
 void define_upsample_argmax(py::module_& module) {
+  using namespace upsample_argmax_binding;
   module.def("upsample_argmax_cpu", &run_cpu, "dtype"_a, "logits"_a, "sizes"_a, "strides"_a, "size"_a,
              "align_corners"_a, "labels"_a, "threads"_a, py::call_guard<py::gil_scoped_release>());
 }

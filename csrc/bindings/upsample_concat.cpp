@@ -5,7 +5,7 @@
 #include "cpu/memory.h"
 
 namespace psp_fast {
-namespace {
+namespace upsample_concat_binding {
 
 using Kernel = void (*)(const UpsampleConcatArgs&);
 
@@ -40,9 +40,10 @@ void define(py::module_& module, const char* name) {
              "out"_a, "out_strides"_a, "levels"_a, "threads"_a, py::call_guard<py::gil_scoped_release>());
 }
 
-}  // namespace
+}  // namespace upsample_concat_binding
 
 void define_upsample_concat(py::module_& module) {
+  using namespace upsample_concat_binding;
   define<forward_cpu>(module, "upsample_concat_forward_cpu");
   define<backward_cpu>(module, "upsample_concat_backward_cpu");
 }

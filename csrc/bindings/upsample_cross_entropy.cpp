@@ -4,7 +4,7 @@
 #include "cpu/dispatch.h"
 
 namespace psp_fast {
-namespace {
+namespace upsample_cross_entropy_binding {
 
 UpsampleMap map_of(const std::string& dtype, uintptr_t logits, const Sizes& sizes, const Sizes& strides,
                    const std::array<int64_t, 2>& size, bool align_corners) {
@@ -66,9 +66,10 @@ void backward_cpu(const std::string& dtype, uintptr_t logits, const Sizes& sizes
   PSP_FAST_CALL_CPU_KERNEL(upsample_cross_entropy_backward, args)
 }
 
-}  // namespace
+}  // namespace upsample_cross_entropy_binding
 
 void define_upsample_cross_entropy(py::module_& module) {
+  using namespace upsample_cross_entropy_binding;
   module.def("upsample_cross_entropy_forward_cpu", &forward_cpu, "dtype"_a, "logits"_a, "sizes"_a, "strides"_a,
              "size"_a, "align_corners"_a, "labels"_a, "wide"_a, "weight"_a, "ignore_index"_a, "label_smoothing"_a,
              "mean"_a, "loss"_a, "losses"_a, "lse"_a, "divisor"_a, "argmax"_a, "threads"_a,
