@@ -104,7 +104,8 @@ def test_deterministic_mode_reaches_torch():
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_and_clipping_train(tmp_path, amp):
-    train(tmp_path, train__steps=2, train__amp=amp, optim__clip_grad_norm=1.0, train__validate_every=0)
+    tiny = {"augment__crop": (17, 17), "train__batch_size": 2, "train__steps": 2, "train__validate_every": 0}
+    train(tmp_path, train__amp=amp, optim__clip_grad_norm=1.0, **tiny)
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
 
 
@@ -160,7 +161,7 @@ def finish(process):
 def test_a_killed_and_resumed_run_ends_bit_identical(tmp_path):
     """SIGKILL at three different moments; dropout, augmentation, data order, momentum and workers all take part."""
     config = config_to_yaml(
-        small.config(train__steps=14, train__workers=1, train__validate_every=5, train__checkpoint_every=1)
+        small.config(train__steps=11, train__workers=1, train__validate_every=4, train__checkpoint_every=1)
     )
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -168,16 +169,16 @@ def test_a_killed_and_resumed_run_ends_bit_identical(tmp_path):
     whole = start_process(tmp_path / "whole")
     finish(whole)
     last = tmp_path / "killed" / LAST
-    for least_step, delay in ((2, 0.0), (6, 0.2), (9, 0.05)):
+    for least_step, delay in ((2, 0.0), (5, 0.2), (8, 0.05)):
         process = start_process(tmp_path / "killed")
         deadline = time.monotonic() + 120
         while not (last.exists() and read_checkpoint(last)["step"] >= least_step):
             assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
-            time.sleep(0.02)
+            time.sleep(0.2)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert read_checkpoint(last)["step"] < 14
+        assert read_checkpoint(last)["step"] < 11
     finish(start_process(tmp_path / "killed"))
     assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "killed")]

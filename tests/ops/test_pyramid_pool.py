@@ -144,7 +144,7 @@ def test_triton_takes_any_bins(bins: tuple[int, ...], mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_strided_inputs(implementation: str, mode: str) -> None:
     bins = (2,) if implementation == "triton" else BINS
-    for layout in LAYOUTS:
+    for layout in LAYOUTS[:1] if implementation == "triton" else LAYOUTS:
         whole = make_map(3, 10, 20, 24, layout=layout)
         whole = whole[:2, :5, :4, :6] if implementation == "triton" else whole
         n, c, height, width = whole.shape
