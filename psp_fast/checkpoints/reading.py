@@ -32,7 +32,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(
+            f"{path} is a folder: give a checkpoint in it"
+            if path.is_dir()
+            else f"no checkpoint at {path}: check the path"
+        )
     read = _READERS.get(path.suffix.lower(), _read_torch)
     try:
         return read(path)

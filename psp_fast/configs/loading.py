@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import locale
+import re
 from argparse import ArgumentError
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent
 _LONGEST_REASON = 1000
+_WRONG_TYPE = re.compile(
+    r'Parser key "(?P<key>[^"]*)":\s*Expected a (<class \'(?P<type>\w+)\'>|typing\.Literal\[(?P<names>[^]]*)\])\. '
+    r"Got value: (?P<value>.*)",
+    re.DOTALL,
+)
+_TYPES = {"list": "a list", "tuple": "a list", "int": "an integer", "float": "a number", "bool": "true or false"}
 
 
 def recipe_file(name: str) -> Path:
@@ -69,7 +77,13 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
     try:
         return parser.parse_args(list(arguments))
     except (ArgumentError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{_reason(error)}; see {parser.prog} --help") from error
+        raise ConfigError(f"{_reason(error)}; see {_sources(parser, arguments)}") from error
+
+
+def _sources(parser: ArgumentParser, arguments: Sequence[str]) -> str:
+    """Where a mistake can be: the recipes among the arguments, and the options."""
+    recipes = [value for option, value in pairwise(arguments) if option == "--config" and "\n" not in value]
+    return " and ".join((*recipes, f"{parser.prog} --help"))
 
 
 def config_parser(prog: str, usage: str, description: str) -> ArgumentParser:
@@ -90,7 +104,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
     try:
         return _to_config(parser, values)
     except ArgumentError as error:
-        raise ConfigError(f"{_reason(error)}; see {parser.prog} --help") from error
+        raise ConfigError(f"{_reason(error)}; see {_sources(parser, arguments)}") from error
 
 
 def config_from_dict(values: Any, source: str = "saved configuration") -> Config:
@@ -131,8 +145,11 @@ def config_to_yaml(config: Config) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What jsonargparse says, which repeats the value, however long."""
+    """What jsonargparse says, which repeats the value, however long; in plain words where it names a type."""
     text = str(getattr(error, "message", error))
+    if wrong := _WRONG_TYPE.fullmatch(text):
+        wanted = f"one of {wrong['names']}" if wrong["names"] else _TYPES.get(wrong["type"], wrong["type"])
+        text = f"{wrong['key']} must be {wanted}, not {wrong['value']}"
     encoding = locale.getpreferredencoding(False)
     if "codec can't" in text and encoding.lower().replace("-", "") != "utf8":
         return f"this process takes text for {encoding}, not UTF-8: set PYTHONUTF8=1, or a UTF-8 locale ({text})"

@@ -39,7 +39,14 @@ def read_list(root: Path, list_file: str | Path) -> list[tuple[Path, Path]]:
 
 
 def _find(root: Path, list_file: Path) -> Path:
-    return root / list_file if (root / list_file).exists() else list_file
+    places = dict.fromkeys((root / list_file, list_file))
+    found = next((path for path in places if path.exists()), None)
+    if found is None:
+        raise DataError(
+            f"{' and '.join(map(str, places))}: no such list of images and labels; check data.root and data.train_list "
+            "or data.val_list"
+        )
+    return found
 
 
 def _read(path: Path) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ def decoding(path: str | Path, failure: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; check the name and the folder it is relative to") from error
     except IsADirectoryError as error:
-        raise DataError(f"{path}: is a folder, not a file") from error
+        raise DataError(f"{path}: is a folder, not a file; give the path of a file") from error
     except PermissionError as error:
         raise DataError(f"{path}: cannot be opened; check its permissions") from error
     except MemoryError as error:

@@ -17,7 +17,7 @@ from psp_fast.errors import CheckpointError
 from psp_fast.models.arguments import check_arguments
 from psp_fast.models.pyramid import Head, PyramidPooling, head_of_pyramid
 from psp_fast.models.resnet import Stem, initialise, make_stages, make_stem
-from psp_fast.nn.exact import is_exactly, is_unhooked, may_fuse
+from psp_fast.nn.exact import calls_forward, is_exactly, may_fuse
 from psp_fast.normalisation import MEAN, STD, for_channels
 
 
@@ -199,7 +199,8 @@ class PSPNet(nn.Module):
             x: images (N, in_channels, H, W), normalised; any H and W.
             y: labels (N, h, w) or (N, 1, h, w) of `output_size(H, W)`, any integer type; read in training only.
         """
-        if may_fuse(x) or not hasattr(x, "__torch_function__"):  # else x may stand for images of any shape
+        # Else x may stand for images of any shape.
+        if may_fuse(x) or not hasattr(x, "__torch_function__") or (type(x) is Tensor and not x.is_floating_point()):
             self._check_images(x)
         size = self.output_size(x.shape[2], x.shape[3])
         if not self.training or isinstance(y, torch.fx.Proxy):  # a traced graph is one of images
@@ -224,7 +225,7 @@ class PSPNet(nn.Module):
                 "PSPNet: predict needs eval mode (dropout and batch statistics are on): call model.eval() first"
             )
         # Hooks on the network, and subclasses, see the call that they know.
-        known = type(self).forward is _FORWARD and "forward" not in self.__dict__ and is_unhooked(self) and may_fuse(x)
+        known = type(self).forward is _FORWARD and calls_forward(self) and may_fuse(x)
         self._check_images(x)
         logits = self._logits(x)[0] if known else self(x)
         return ops.upsample_argmax(logits, x.shape[2:], self.align_corners, dtype=dtype)
@@ -249,6 +250,8 @@ class PSPNet(nn.Module):
         first = next(iter(self.layer0.children()), None)
         plain = is_exactly(self.layer0, Stem, nn.Sequential) and first is not None and is_exactly(first, nn.Conv2d)
         channels = cast(nn.Conv2d, first).in_channels if plain else None
+        if plain and not (x.is_floating_point() or x.is_complex() or x.is_quantized):
+            raise TypeError(f"PSPNet: images must be of a floating-point type, normalised, not {x.dtype}")
         if x.ndim != 4 or channels not in (None, x.shape[1]):
             raise ValueError(f"PSPNet: images must have shape (N, {channels or 'C'}, H, W), got {tuple(x.shape)}")
 

@@ -21,7 +21,7 @@ from psp_fast.ops.backend import needs_plain_ops
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
 _TENSORS = (Tensor, nn.Parameter, FakeTensor)
-_VALUES = ("weight", "bias", "running_mean", "running_var")
+_PARAMETERS, _STATISTICS = ("weight", "bias"), ("running_mean", "running_var")
 _METHODS = ("forward", "_conv_forward", "_call_impl", "_wrapped_call_impl")
 """What tools replace on single modules."""
 _FORWARDS: dict[type[nn.Module], Any] = {
@@ -99,16 +99,26 @@ def _is_default(mode: Any) -> bool:
 def is_exactly(module: nn.Module, *kinds: type[_Kind]) -> TypeGuard[_Kind]:
     """Whether calling module does what one of these classes does, on plain tensors, and nothing else."""
     kind = type(module)
-    if kind not in kinds or not is_unhooked(module) or _FORWARDS.get(kind, kind.forward) is not kind.forward:
+    if kind not in kinds or not calls_forward(module) or _FORWARDS.get(kind, kind.forward) is not kind.forward:
         return False
     if torch.compiler.is_compiling():
-        return not _has_own_methods(module) and all(_is_plain(getattr(module, name, None)) for name in _VALUES)
-    own = module.__dict__
-    return (
-        kind.__call__ is _CALLED[0]
-        and not any(name in own for name in _METHODS)
-        and all(_is_plain(store[name]) for store in _stores(module) for name in _VALUES if name in store)
+        statistics = [getattr(module, name, None) for name in _STATISTICS]
+        return all(_is_plain(getattr(module, name, None)) for name in _PARAMETERS) and all(map(_is_buffer, statistics))
+    stores = _stores(module)
+    return all(_is_plain(store[name]) for store in stores for name in _PARAMETERS if name in store) and all(
+        _is_buffer(store[name]) for store in stores for name in _STATISTICS if name in store
     )
+
+
+def calls_forward(module: nn.Module) -> bool:
+    """Whether calling module is calling the forward of its class."""
+    if not is_unhooked(module):
+        return False
+    if torch.compiler.is_compiling():
+        return not _has_own_methods(module)
+    kind, own = type(module), module.__dict__
+    known = kind.__call__ is _CALLED[0] and kind._call_impl is _CALLED[1]
+    return known and not any(name in own for name in _METHODS)
 
 
 def _has_own_methods(module: nn.Module) -> bool:
@@ -128,7 +138,7 @@ def _stores(module: nn.Module) -> tuple[dict[str, Any], ...]:
 
 
 def is_unhooked(module: nn.Module) -> bool:
-    """Whether calling module is calling its forward."""
+    """Whether no hook sees a call of module, and no code of its own runs in the call's place."""
     return not (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -150,3 +160,8 @@ def _has_global_hooks() -> bool:
 def _is_plain(value: Any) -> bool:
     """Whether value is missing or a tensor of PyTorch's own kind, whose memory holds its values."""
     return value is None or type(value) in _TENSORS
+
+
+def _is_buffer(value: Any) -> bool:
+    """Whether value is plain and wants no gradient, which PyTorch's batch norm refuses to give a statistic."""
+    return _is_plain(value) and (value is None or not value.requires_grad)

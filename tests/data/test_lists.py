@@ -74,7 +74,9 @@ def test_empty_list(root, text):
 
 
 def test_missing_list(root):
-    with pytest.raises(DataError, match=r"none\.txt: the list .* cannot be read \(No such file or directory\)"):
+    with pytest.raises(
+        DataError, match=r"none\.txt and none\.txt: no such list of images and labels; check data\.root"
+    ):
         ListDataset(root, "none.txt", CLASSES)
 
 

@@ -79,6 +79,17 @@ def test_a_method_replaced_after_compilation_is_called(name: str) -> None:
         assert relative_error(before, block(x)) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["conv1", "bn1", "relu", "downsample", "downsample.0"])
+def test_a_hook_added_after_compilation_is_called_where_pytorch_guards_hooks(name: str) -> None:
+    block, x = make(50).eval().layer1[0], torch.randn(1, 16, 9, 9, dtype=torch.float64)
+    with torch.no_grad(), torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        compiled = torch.compile(block, backend="eager")
+        before = compiled(x)
+        block.get_submodule(name).register_forward_hook(lambda _, __, y: 1.25 * y)
+        torch.testing.assert_close(compiled(x), block(x))
+    assert relative_error(before, block(x)) > 1e-3
+
+
 @pytest.mark.parametrize("name", ["layer2.0.conv1", "layer2.0.bn2", "layer3.1.relu", "ppm.features.1", "cls.0", "ppm"])
 def test_a_module_compiled_by_itself_is_called(name: str) -> None:
     model, seen = make(50).eval(), []

@@ -398,6 +398,19 @@ def test_parts_of_the_heads_and_of_the_stem() -> None:
         assert model.cls[:3][0] is model.cls[0] and model.layer0[:0](x) is x
 
 
+@pytest.mark.parametrize("of", ["parameter", "buffer"])
+def test_statistics_that_want_a_gradient_are_refused_as_by_pytorch(of: str) -> None:
+    model = make(18).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            if of == "parameter":
+                module.running_mean = nn.Parameter(module.running_mean.clone())
+            else:
+                module.running_mean.requires_grad_()
+    with pytest.raises(RuntimeError, match="not differentiable with respect to argument 'running_mean'"):
+        model(batch()[0])
+
+
 def test_a_quantised_map_reaches_the_modules() -> None:
     ppm = make(50).eval().ppm
     x = torch.quantize_per_tensor(torch.randn(2, 256, 9, 11), 0.1, 0, torch.quint8)

@@ -328,6 +328,15 @@ def test_images_are_tensors(images: Any) -> None:
             call(images)
 
 
+def test_images_are_of_a_floating_point_type() -> None:
+    model = make().eval()
+    for call in (model, model.predict):
+        with pytest.raises(TypeError, match=r"images must be of a floating-point type, normalised, not torch\.uint8"):
+            call(torch.zeros(1, 3, 33, 33, dtype=torch.uint8))
+    model.layer0[0].register_forward_pre_hook(lambda _, given: (given[0].float() / 255,))
+    assert model.predict(torch.zeros(1, 3, 33, 33, dtype=torch.uint8)).shape == (1, 33, 33)
+
+
 def test_predicted_labels_in_the_type_asked_for() -> None:
     model, images = make().eval(), batch()[0]
     labels = model.predict(images, dtype=torch.int64)
@@ -339,6 +348,10 @@ def test_predict_calls_a_network_that_is_hooked_or_derived() -> None:
         def forward(self, x, y=None):
             return super().forward(x, y).flip(1)
 
+    class Called(PSPNet):
+        def __call__(self, *args):
+            return super().__call__(*args).flip(1)
+
     images, hooked = batch()[0], make().eval()
     plain = hooked.predict(images)
     hooked.register_forward_hook(lambda module, args, logits: logits.flip(1))
@@ -347,9 +360,14 @@ def test_predict_calls_a_network_that_is_hooked_or_derived() -> None:
     forward = patched.forward
     patched.forward = lambda x: forward(x).flip(1)
     assert torch.equal(patched.predict(images), 4 - plain)
-    torch.manual_seed(0)
-    derived = Constant(18, classes=5, pretrained=False).eval()
-    assert torch.equal(derived.predict(images), 4 - plain)
+    patched = make().eval()
+    call = patched._call_impl
+    patched._call_impl = lambda x: call(x).flip(1)
+    assert torch.equal(patched.predict(images), 4 - plain)
+    for kind in (Constant, Called):
+        torch.manual_seed(0)
+        derived = kind(18, classes=5, pretrained=False).eval()
+        assert torch.equal(derived.predict(images), 4 - plain)
 
 
 def test_all_pixels_ignored_gives_zero_loss_and_gradients():
