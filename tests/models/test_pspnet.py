@@ -352,6 +352,10 @@ def test_predict_calls_a_network_that_is_hooked_or_derived() -> None:
         def __call__(self, *args):
             return super().__call__(*args).flip(1)
 
+    class Implemented(PSPNet):
+        def _call_impl(self, *args):
+            return super()._call_impl(*args).flip(1)
+
     images, hooked = batch()[0], make().eval()
     plain = hooked.predict(images)
     hooked.register_forward_hook(lambda module, args, logits: logits.flip(1))
@@ -364,7 +368,7 @@ def test_predict_calls_a_network_that_is_hooked_or_derived() -> None:
     call = patched._call_impl
     patched._call_impl = lambda x: call(x).flip(1)
     assert torch.equal(patched.predict(images), 4 - plain)
-    for kind in (Constant, Called):
+    for kind in (Constant, Called, Implemented):
         torch.manual_seed(0)
         derived = kind(18, classes=5, pretrained=False).eval()
         assert torch.equal(derived.predict(images), 4 - plain)
